@@ -1,0 +1,62 @@
+"""Names that several layers share: registry keys, conventional columns, usual names of a control group."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class _Auto:
+    """Type of :data:`AUTO`: take the conventional column when it is there, otherwise none."""
+
+    _instance: _Auto | None = None
+
+    def __new__(cls) -> _Auto:
+        if cls._instance is None:
+            cls._instance = super().__new__(cls)
+        return cls._instance
+
+    def __repr__(self) -> str:
+        return "AUTO"
+
+    def __reduce__(self) -> str:
+        return "AUTO"
+
+
+AUTO: Final = _Auto()
+
+
+class _CFMVCKeys(NamedTuple):
+    """Registry keys that scvi-tools does not have."""
+
+    PERTURBATION_KEY: str = "perturbation"
+    DOSAGE_KEY: str = "dosage"
+    SPATIAL_KEY: str = "spatial"
+
+
+CFMVC_KEYS: Final = _CFMVCKeys()
+
+#: Columns of ``adata.obs`` that :data:`AUTO` looks for.
+CONVENTIONAL_OBS: Final[dict[str, str]] = {
+    "batch_key": "batch",
+    "labels_key": "cell_type",
+    "perturbation_key": "perturbation",
+}
+#: Arrays of ``adata.obsm`` that :data:`AUTO` looks for.
+CONVENTIONAL_OBSM: Final[dict[str, str]] = {"spatial_key": "spatial"}
+
+#: Usual names of unperturbed cells, compared without regard to case.
+CONTROL_NAMES: Final[tuple[str, ...]] = (
+    "control",
+    "ctrl",
+    "non-targeting",
+    "nt",
+    "dmso",
+    "vehicle",
+    "pbs",
+    "unstimulated",
+    "untreated",
+    "mock",
+)
+
+#: Log-variances of both latents are kept inside these bounds (the reference's own).
+LOGVAR_BOUNDS: Final[tuple[float, float]] = (-10.0, 10.0)

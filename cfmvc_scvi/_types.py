@@ -1,0 +1,88 @@
+"""Small containers that several layers share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FlowContext:
+    """What the flow knows of a cell beside its latent; all fields have one row per cell.
+
+    Attributes
+    ----------
+    categorical
+        Codes of batch, cell type and further covariates, shape (n, n_covariates), integer.
+    continuous
+        Continuous covariates (n, n_continuous), or ``None``.
+    spatial
+        Coordinates (n, n_spatial) in the data's units, or ``None``.
+    """
+
+    categorical: Tensor
+    continuous: Tensor | None = None
+    spatial: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.categorical)
+
+    def __getitem__(self, rows: Tensor | slice | np.ndarray) -> FlowContext:
+        return self._map(lambda x: x[rows])
+
+    def to(self, device: torch.device | str) -> FlowContext:
+        """The same on another device."""
+        return self._map(lambda x: x.to(device))
+
+    @property
+    def batch(self) -> Tensor:
+        """Batch codes, shape (n,)."""
+        return self.categorical[:, 0]
+
+    @property
+    def labels(self) -> Tensor:
+        """Cell type codes, shape (n,)."""
+        return self.categorical[:, 1]
+
+    def with_batch(self, code: int) -> FlowContext:
+        """The same cells in another batch."""
+        categorical = self.categorical.clone()
+        categorical[:, 0] = code
+        return FlowContext(categorical, self.continuous, self.spatial)
+
+    def _map(self, function) -> FlowContext:
+        values = (getattr(self, field.name) for field in fields(self))
+        return FlowContext(*(None if value is None else function(value) for value in values))
+
+
+@dataclass(frozen=True)
+class FlowBatch:
+    """Paired points of stage 2: sources, targets, and what is known of the targets."""
+
+    z0: Tensor
+    z1: Tensor
+    context: FlowContext
+    p: Tensor
+
+    def __len__(self) -> int:
+        return len(self.z0)
+
+    def to(self, device: torch.device | str) -> FlowBatch:
+        """The same on another device."""
+        return FlowBatch(self.z0.to(device), self.z1.to(device), self.context.to(device), self.p.to(device))
+
+
+@dataclass(frozen=True)
+class CellSplit:
+    """Rows of training, validation and test cells; both stages use the same."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+    def as_list(self) -> list[np.ndarray]:
+        """Fresh copies in the order scvi-tools' ``external_indexing`` takes (it writes into them)."""
+        return [self.train.copy(), self.validation.copy(), self.test.copy()]

@@ -1,0 +1,229 @@
+"""Cells as the networks read them: genes aligned by name, categories coded as in training."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+from scvi import REGISTRY_KEYS
+from torch import Tensor
+
+from cfmvc_scvi._constants import CFMVC_KEYS
+from cfmvc_scvi._types import FlowContext
+from cfmvc_scvi.data.setup import SetupKeys, check_counts, check_finite_column, counts_matrix
+
+
+@dataclass(frozen=True)
+class CellTable:
+    """Cells with genes and categories in the model's order.
+
+    Attributes
+    ----------
+    counts
+        Raw counts, shape (n, n_genes), CSR or dense.
+    obs
+        The cells' columns, as the user has them.
+    context
+        Codes, continuous covariates and coordinates.
+    library
+        Library size per cell, shape (n,), float32: the size factor where one is registered, else the row sum.
+    has_size_factor
+        Which of the two it is.
+    """
+
+    counts: Any
+    obs: pd.DataFrame
+    context: FlowContext
+    library: np.ndarray
+    has_size_factor: bool
+
+    def __len__(self) -> int:
+        return len(self.obs)
+
+    def take(self, rows: np.ndarray) -> CellTable:
+        """The cells at these rows, in this order."""
+        return replace(
+            self,
+            counts=self.counts[rows],
+            obs=self.obs.iloc[rows],
+            context=self.context[torch.as_tensor(rows)],
+            library=self.library[rows],
+        )
+
+    def dense(self, rows: slice) -> np.ndarray:
+        """Counts of some rows as a dense float32 array."""
+        block = self.counts[rows]
+        return np.asarray(block.toarray() if sparse.issparse(block) else block, dtype=np.float32)
+
+    def chunks(self, size: int) -> Iterator[slice]:
+        """Consecutive rows, at most ``size`` at a time."""
+        for start in range(0, len(self), size):
+            yield slice(start, min(start + size, len(self)))
+
+    def inference_inputs(self, rows: slice, device: torch.device) -> dict[str, Tensor | None]:
+        """Arguments of the module's ``inference`` for some rows."""
+        context = self.context[rows].to(device)
+        library = torch.as_tensor(self.library[rows], device=device).unsqueeze(-1)
+        return {
+            "x": torch.as_tensor(self.dense(rows), device=device),
+            "categorical": context.categorical,
+            "continuous": context.continuous,
+            "size_factor": library if self.has_size_factor else None,
+        }
+
+
+class CellReader:
+    """Reads the cells of any AnnData into the order a model was trained with.
+
+    Parameters
+    ----------
+    field_registries
+        Field registries of the trained model.
+    var_names
+        Genes of the trained model.
+    keys
+        Where the fields are in an AnnData.
+    """
+
+    def __init__(self, field_registries: Mapping[str, Any], var_names: Sequence[str], keys: SetupKeys) -> None:
+        self.var_names = pd.Index(var_names)
+        self.keys = keys
+        self._batches = categories(field_registries, REGISTRY_KEYS.BATCH_KEY)
+        self._labels = categories(field_registries, REGISTRY_KEYS.LABELS_KEY)
+        joint = field_registries.get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
+        self._covariates: dict[str, Sequence[str]] = dict(joint.get("mappings", {}))
+        spatial = field_registries.get(CFMVC_KEYS.SPATIAL_KEY, {}).get("summary_stats", {})
+        self._n_spatial = spatial.get(f"n_{CFMVC_KEYS.SPATIAL_KEY}", 0)
+
+    def read(self, adata: AnnData, *, batch: str | None = None) -> CellTable:
+        """Cells of an AnnData.
+
+        Parameters
+        ----------
+        adata
+            Any AnnData with the model's genes, in any order.
+        batch
+            Batch to assume where the AnnData has no batch column.
+
+        Raises
+        ------
+        KeyError
+            For a column that is missing.
+        ValueError
+            For genes or categories that are missing or unknown, naming them.
+        """
+        counts = self._align_genes(adata)
+        check_counts(counts, "the counts")
+        if sparse.issparse(counts):
+            counts = counts.tocsr()
+        size_factor = self._size_factor(adata)
+        library = np.asarray(counts.sum(axis=1)).ravel() if size_factor is None else size_factor
+        return CellTable(
+            counts=counts,
+            obs=adata.obs,
+            context=self._context(adata, batch),
+            library=np.maximum(library, 1.0).astype(np.float32),
+            has_size_factor=size_factor is not None,
+        )
+
+    def _align_genes(self, adata: AnnData) -> Any:
+        matrix = counts_matrix(adata, self.keys.layer)
+        if adata.var_names.equals(self.var_names):
+            return matrix
+        if not adata.var_names.is_unique:
+            raise ValueError("adata.var_names are not unique: call `adata.var_names_make_unique()` first.")
+        columns = adata.var_names.get_indexer(self.var_names)
+        missing = self.var_names[columns < 0]
+        if len(missing):
+            raise ValueError(
+                f"{len(missing)} of the {len(self.var_names)} genes the model was trained on are not in this AnnData: "
+                f"{list(missing[:5])}{' ...' if len(missing) > 5 else ''}. Genes are matched by `var_names`: check that "
+                "both use the same identifiers (symbols or Ensembl)."
+            )
+        return matrix[:, columns]
+
+    def _context(self, adata: AnnData, batch: str | None) -> FlowContext:
+        codes = [
+            self._codes(adata, self.keys.batch_key, self._batches, "batch", default=batch),
+            self._codes(adata, self.keys.labels_key, self._labels, "cell type"),
+        ]
+        codes += [self._codes(adata, key, levels, "covariate") for key, levels in self._covariates.items()]
+        return FlowContext(torch.as_tensor(np.stack(codes, axis=1)), self._continuous(adata), self._spatial(adata))
+
+    def _codes(
+        self, adata: AnnData, key: str | None, levels: Sequence[str], what: str, default: str | None = None
+    ) -> np.ndarray:
+        if key is None:
+            return np.zeros(adata.n_obs, dtype=np.int64)
+        names = [str(level) for level in levels]
+        if key in adata.obs:
+            values = adata.obs[key].astype(str).to_numpy()
+        elif default is not None:
+            values = np.full(adata.n_obs, str(default))
+        else:
+            raise KeyError(
+                f"The model needs the {what} of every cell, but {key!r} is not in adata.obs. There is: "
+                f"{list(adata.obs.columns)}. Add the column, with levels of {names[:20]}."
+            )
+        found = pd.Index(names).get_indexer(values)
+        unknown = sorted(set(values[found < 0]))
+        if unknown:
+            raise ValueError(unknown_level_message(what, f"adata.obs[{key!r}]", unknown, names))
+        return found.astype(np.int64)
+
+    def _continuous(self, adata: AnnData) -> Tensor | None:
+        names = self.keys.continuous_covariate_keys
+        if not names:
+            return None
+        for name in names:
+            if name not in adata.obs:
+                raise KeyError(f"The model was trained with covariate {name!r}, which is not in adata.obs.")
+            check_finite_column(adata.obs[name], f"adata.obs[{name!r}]")
+        return torch.as_tensor(adata.obs[list(names)].to_numpy(dtype=np.float32))
+
+    def _spatial(self, adata: AnnData) -> Tensor | None:
+        key = self.keys.spatial_key
+        if key is None:
+            return None
+        if key not in adata.obsm:
+            raise KeyError(f"The model was trained with coordinates, but {key!r} is not in adata.obsm.")
+        coordinates = np.asarray(adata.obsm[key], dtype=np.float32)
+        if coordinates.shape[1] != self._n_spatial or not np.isfinite(coordinates).all():
+            raise ValueError(
+                f"adata.obsm[{key!r}] must hold {self._n_spatial} finite coordinates per cell; "
+                f"its shape is {coordinates.shape}."
+            )
+        return torch.as_tensor(coordinates)
+
+    def _size_factor(self, adata: AnnData) -> np.ndarray | None:
+        key = self.keys.size_factor_key
+        if key is None:
+            return None
+        if key not in adata.obs:
+            raise KeyError(
+                f"The model was trained with library sizes from adata.obs[{key!r}], which this AnnData lacks."
+            )
+        check_finite_column(adata.obs[key], f"adata.obs[{key!r}]", positive=True)
+        return adata.obs[key].to_numpy(dtype=np.float32)
+
+
+def categories(field_registries: Mapping[str, Any], key: str) -> list[str]:
+    """Levels of a categorical field, in the order of their codes."""
+    return [str(level) for level in field_registries[key]["state_registry"]["categorical_mapping"]]
+
+
+def unknown_level_message(what: str, where: str, unknown: Sequence[str], known: Sequence[str]) -> str:
+    """Message for levels the model was not trained with."""
+    close = sorted({match for level in unknown for match in difflib.get_close_matches(level, known, n=2)})
+    hint = f" Close matches: {close}." if close else ""
+    return (
+        f"{where} has {len(unknown)} {what} level(s) the model was not trained with: {list(unknown)[:10]}.{hint} "
+        f"Known: {list(known)[:30]}. Rename them to known levels, or train with control cells of the new ones."
+    )

@@ -1,0 +1,166 @@
+"""Data of stage 2: cached latents, paired anew at every epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from numpy.random import Generator
+from torch import Tensor
+
+from cfmvc_scvi._types import CellSplit, FlowBatch, FlowContext
+from cfmvc_scvi.flow import Coupling
+
+
+@dataclass(frozen=True)
+class LatentData:
+    """Posterior of the intrinsic latent of every cell, in the flow's units, and its condition.
+
+    Attributes
+    ----------
+    mean, scale
+        Posterior mean and standard deviation, shape (n, n_latent).
+    context
+        Context of every cell.
+    condition
+        Index of every cell's condition; 0 is control. Shape (n,).
+    p
+        Perturbation vector of every condition, shape (n_conditions, n_features).
+    """
+
+    mean: Tensor
+    scale: Tensor
+    context: FlowContext
+    condition: np.ndarray
+    p: Tensor
+
+    def draw(self, rows: np.ndarray, rng: Generator) -> Tensor:
+        """One posterior draw per row, shape (len(rows), n_latent)."""
+        noise = torch.as_tensor(rng.standard_normal((len(rows), self.mean.shape[1]), dtype=np.float32))
+        return self.mean[rows] + self.scale[rows] * noise
+
+
+class PairLoader:
+    """Batches of paired source and target latents; every pass draws and pairs anew.
+
+    Targets are all cells of the rows given, so every condition counts in proportion to its cells. A perturbed
+    cell is paired with a control cell of its own cell type (of any type where its own has none), or with
+    noise; a control cell with itself, or with noise.
+
+    Parameters
+    ----------
+    source
+        ``"control"`` or ``"noise"``.
+    seed
+        Seed of the first pass.
+    fixed
+        Draw the same pairs in every pass (for validation).
+    """
+
+    def __init__(
+        self,
+        data: LatentData,
+        rows: np.ndarray,
+        coupling: Coupling,
+        source: str,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        fixed: bool = False,
+    ) -> None:
+        self.data = data
+        self.rows = rows
+        self.coupling = coupling
+        self.source = source
+        self.batch_size = batch_size
+        self.seed = seed
+        self.fixed = fixed
+        self._passes = 0
+        self._groups = _group_rows(data, rows)
+
+    def __len__(self) -> int:
+        return max(1, -(-len(self.rows) // self.batch_size))
+
+    def __iter__(self) -> Iterator[FlowBatch]:
+        rng = np.random.default_rng([self.seed, 0 if self.fixed else self._passes])
+        self._passes += 1
+        targets, z0, z1 = self._pair(rng)
+        order = rng.permutation(len(targets))
+        for chosen in np.array_split(order, len(self)):
+            rows = targets[chosen]
+            yield FlowBatch(
+                z0=z0[chosen],
+                z1=z1[chosen],
+                context=self.data.context[torch.as_tensor(rows)],
+                p=self.data.p[torch.as_tensor(self.data.condition[rows])],
+            )
+
+    def _pair(self, rng: Generator) -> tuple[np.ndarray, Tensor, Tensor]:
+        rows, starts, ends = [], [], []
+        for targets, sources in self._groups:
+            z1 = self.data.draw(targets, rng)
+            rows.append(targets)
+            starts.append(self._start(z1, sources, rng))
+            ends.append(z1)
+        return np.concatenate(rows), torch.cat(starts), torch.cat(ends)
+
+    def _start(self, z1: Tensor, sources: np.ndarray | None, rng: Generator) -> Tensor:
+        if self.source == "control" and sources is None:
+            return z1
+        if self.source == "noise":
+            z0 = torch.as_tensor(rng.standard_normal(z1.shape, dtype=np.float32))
+        else:
+            z0 = self.data.draw(sources, rng)
+        return z0[torch.as_tensor(self.coupling.pair(z0.numpy(), z1.numpy(), rng))]
+
+
+class LatentDataModule(LightningDataModule):
+    """Training and validation pairs of stage 2."""
+
+    def __init__(
+        self,
+        data: LatentData,
+        split: CellSplit,
+        coupling: Coupling,
+        source: str,
+        batch_size: int,
+        *,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.train_idx, self.val_idx, self.test_idx = split.as_list()
+        self.n_train, self.n_val = len(self.train_idx), len(self.val_idx)
+        self._make = lambda rows, **kwargs: PairLoader(data, rows, coupling, source, batch_size, seed=seed, **kwargs)
+
+    def train_dataloader(self) -> PairLoader:
+        """Pairs of the training cells, new in every epoch."""
+        return self._make(self.train_idx)
+
+    def val_dataloader(self) -> PairLoader | list:
+        """Pairs of the validation cells, the same in every epoch."""
+        return self._make(self.val_idx, fixed=True) if self.n_val else []
+
+    def transfer_batch_to_device(self, batch: FlowBatch, device: torch.device, dataloader_idx: int) -> FlowBatch:
+        """Move a batch to the device of the network."""
+        return batch.to(device)
+
+
+def _group_rows(data: LatentData, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Target rows by condition and cell type, with the rows of their controls; ``None`` for control targets."""
+    labels = data.context.labels.numpy()[rows]
+    condition = data.condition[rows]
+    all_controls = rows[condition == 0]
+    groups: list[tuple[np.ndarray, np.ndarray | None]] = []
+    for code, label in sorted(set(zip(condition.tolist(), labels.tolist(), strict=True))):
+        targets = rows[(condition == code) & (labels == label)]
+        if code == 0:
+            groups.append((targets, None))
+            continue
+        controls = rows[(condition == 0) & (labels == label)]
+        sources = controls if len(controls) else all_controls
+        if len(sources):
+            groups.append((targets, sources))
+    return groups

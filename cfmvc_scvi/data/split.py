@@ -1,0 +1,36 @@
+"""One seeded split of the cells, for both stages."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cfmvc_scvi._types import CellSplit
+
+
+def split_cells(n_cells: int, train_size: float | None, validation_size: float | None, seed: int) -> CellSplit:
+    """Draw training, validation and test rows.
+
+    Parameters
+    ----------
+    n_cells
+        Cells to split.
+    train_size
+        Fraction for training; ``None`` is 0.9.
+    validation_size
+        Fraction for validation; ``None`` is all the rest.
+    seed
+        The same seed gives the same split.
+    """
+    train_size = 0.9 if train_size is None else train_size
+    validation_size = 1.0 - train_size if validation_size is None else validation_size
+    if not 0.0 < train_size <= 1.0 or validation_size < 0.0 or train_size + validation_size > 1.0 + 1e-9:
+        raise ValueError(
+            f"`train_size` {train_size} and `validation_size` {validation_size} must be fractions, the first above 0, "
+            "with a sum of at most 1."
+        )
+    n_train = max(1, round(n_cells * train_size))
+    n_validation = min(n_cells - n_train, round(n_cells * validation_size))
+    rows = np.random.default_rng(seed).permutation(n_cells)
+    cuts = [n_train, n_train + n_validation]
+    train, validation, test = (np.sort(part) for part in np.split(rows, cuts))
+    return CellSplit(train, validation, test)

@@ -1,0 +1,87 @@
+"""Couplings: which source point is paired with which target point."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Final
+
+import numpy as np
+import ot
+from numpy.random import Generator
+
+
+class Coupling(ABC):
+    """Pairs of indices into a source and a target sample."""
+
+    @abstractmethod
+    def pair(self, source: np.ndarray, target: np.ndarray, rng: Generator) -> np.ndarray:
+        """For every target row, the index of the source row it is paired with.
+
+        Parameters
+        ----------
+        source
+            Source points, shape (n, d).
+        target
+            Target points, shape (m, d).
+        rng
+            Random generator; the same state gives the same pairs.
+
+        Returns
+        -------
+        Indices into ``source``, shape (m,).
+        """
+
+
+class IndependentCoupling(Coupling):
+    """Every target point is paired with a source point drawn at random, with replacement."""
+
+    def pair(self, source: np.ndarray, target: np.ndarray, rng: Generator) -> np.ndarray:
+        """See :meth:`Coupling.pair`."""
+        return rng.integers(len(source), size=len(target))
+
+
+class OTCoupling(Coupling):
+    r"""Optimal transport for the squared Euclidean cost, exact within chunks of fixed size.
+
+    Both samples are cut into random chunks of at most ``chunk_size`` points; inside a chunk the plan
+    :math:`\pi` minimises :math:`\sum_{ij} \pi_{ij} \lVert x_i - y_j \rVert^2` under uniform margins (network
+    simplex of POT). Each target draws its source from its column of the plan, so unequal sizes are
+    served without dropping points.
+    """
+
+    def __init__(self, chunk_size: int = 512) -> None:
+        if chunk_size < 2:
+            raise ValueError(f"`chunk_size` is {chunk_size}; an optimal transport chunk needs at least 2 points.")
+        self.chunk_size = chunk_size
+
+    def pair(self, source: np.ndarray, target: np.ndarray, rng: Generator) -> np.ndarray:
+        """See :meth:`Coupling.pair`."""
+        pairs = np.empty(len(target), dtype=np.int64)
+        n_chunks = max(1, -(-len(target) // self.chunk_size))
+        for rows in np.array_split(rng.permutation(len(target)), n_chunks):
+            candidates = self._source_chunk(len(source), len(rows), rng)
+            pairs[rows] = candidates[_sample_columns(source[candidates], target[rows], rng)]
+        return pairs
+
+    def _source_chunk(self, n_source: int, n_target: int, rng: Generator) -> np.ndarray:
+        size = min(n_source, max(self.chunk_size, n_target))
+        return rng.choice(n_source, size=size, replace=False)
+
+
+def _sample_columns(source: np.ndarray, target: np.ndarray, rng: Generator) -> np.ndarray:
+    """Draw one source row per target row from the exact transport plan of the two samples."""
+    cost = ot.dist(source, target)
+    plan = ot.emd(ot.unif(len(source)), ot.unif(len(target)), cost, numItermax=1_000_000)
+    cumulative = np.cumsum(plan, axis=0)
+    draw = rng.random(len(target)) * cumulative[-1]
+    return np.minimum((cumulative <= draw).sum(axis=0), len(source) - 1)
+
+
+COUPLINGS: Final[dict[str, type[Coupling]]] = {"ot": OTCoupling, "independent": IndependentCoupling}
+
+
+def get_coupling(name: str, **kwargs) -> Coupling:
+    """Coupling of that name: ``"ot"`` or ``"independent"``."""
+    if name not in COUPLINGS:
+        raise ValueError(f"Unknown `coupling` {name!r}: choose one of {sorted(COUPLINGS)}.")
+    return COUPLINGS[name](**kwargs)

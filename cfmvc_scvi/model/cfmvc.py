@@ -1,0 +1,255 @@
+"""The model class: registration, construction and training; prediction and inspection are mixins."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Literal
+
+import torch
+from anndata import AnnData
+from scvi import REGISTRY_KEYS, settings
+from scvi.data import AnnDataManager
+from scvi.model.base import BaseModelClass
+
+from cfmvc_scvi._constants import AUTO, CFMVC_KEYS
+from cfmvc_scvi.data.cells import CellReader, categories
+from cfmvc_scvi.data.perturbation import PerturbationVocabulary
+from cfmvc_scvi.data.setup import SetupKeys, make_fields, resolve_keys, validate
+from cfmvc_scvi.model.embed import EmbeddingMixin
+from cfmvc_scvi.model.generate import GenerationMixin
+from cfmvc_scvi.model.inspect import InspectionMixin
+from cfmvc_scvi.model.persist import PersistenceMixin
+from cfmvc_scvi.model.predict import PredictionMixin
+from cfmvc_scvi.model.training import TrainingMixin
+from cfmvc_scvi.module import CFMVCModule
+
+logger = logging.getLogger(__name__)
+
+
+class CFMVC(
+    TrainingMixin,
+    EmbeddingMixin,
+    PredictionMixin,
+    GenerationMixin,
+    InspectionMixin,
+    PersistenceMixin,
+    BaseModelClass,
+):
+    r"""Counterfactual single-cell expression under perturbation, by conditional flow matching.
+
+    A negative-binomial VAE splits every cell's latent into an intrinsic part (biology) and a technical part
+    (batch); a velocity field with varying coefficients,
+    :math:`v = v_{base}(z, t, c) + \sum_k \alpha_k(p) \, b_k(z, t, c)`, moves the intrinsic part from control to
+    perturbed. Control has :math:`\alpha = 0` exactly.
+
+    Parameters
+    ----------
+    adata
+        AnnData registered with :meth:`setup_anndata`.
+    registry
+        Registry of a saved model, in place of ``adata``.
+    n_latent
+        Dimension of the intrinsic latent.
+    n_latent_technical
+        Dimension of the technical latent.
+    n_hidden
+        Units per hidden layer of encoder and decoder.
+    n_layers
+        Hidden layers of the encoder.
+    n_basis
+        Basis fields of the velocity.
+    n_hidden_flow
+        Units per hidden layer of the velocity field.
+    flow_source
+        ``"control"``: the flow starts at control cells. ``"noise"``: it starts at a standard normal, and a cell is first
+        taken back to noise by the base flow.
+    coupling
+        ``"ot"``: sources and targets of stage 2 are paired by optimal transport. ``"independent"``: at random.
+    **module_kwargs
+        Further arguments of :class:`~cfmvc_scvi.CFMVCModule`.
+
+    Examples
+    --------
+    >>> adata = cfmvc_scvi.data.simulate_perturbation()
+    >>> CFMVC.setup_anndata(adata)
+    >>> model = CFMVC(adata)
+    >>> model.train()
+    >>> adata.obsm["X_cfmvc"] = model.get_latent_representation()
+    >>> predicted = model.predict_perturbation(perturbation="P1")
+    """
+
+    _module_cls = CFMVCModule
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict | None = None,
+        *,
+        n_latent: int = 32,
+        n_latent_technical: int = 8,
+        n_hidden: int = 256,
+        n_layers: int = 2,
+        n_basis: int = 16,
+        n_hidden_flow: int = 128,
+        flow_source: Literal["control", "noise"] = "control",
+        coupling: Literal["ot", "independent"] = "ot",
+        **module_kwargs: Any,
+    ) -> None:
+        if flow_source not in ("control", "noise"):
+            raise ValueError(f"Unknown `flow_source` {flow_source!r}: choose 'control' or 'noise'.")
+        if coupling not in ("ot", "independent"):
+            raise ValueError(f"Unknown `coupling` {coupling!r}: choose 'ot' or 'independent'.")
+        super().__init__(adata, registry)
+        stats = self.summary_stats
+        self.module = self._module_cls(
+            n_input=stats.n_vars,
+            n_batch=stats.n_batch,
+            n_labels=stats.n_labels,
+            n_perturbation=self.vocabulary.n_features,
+            n_cats_per_cov=self._covariate_levels(),
+            n_continuous_cov=stats.get("n_extra_continuous_covs", 0),
+            n_spatial=stats.get(f"n_{CFMVC_KEYS.SPATIAL_KEY}", 0),
+            n_latent=n_latent,
+            n_latent_technical=n_latent_technical,
+            n_hidden=n_hidden,
+            n_layers=n_layers,
+            n_basis=n_basis,
+            n_hidden_flow=n_hidden_flow,
+            flow_source=flow_source,
+            panel=self.setup_keys.size_factor_key is not None,
+            **module_kwargs,
+        )
+        self.flow_source = flow_source
+        self.coupling = coupling
+        self.is_vae_trained_ = False
+        self.is_flow_trained_ = False
+        self.trained_conditions_ = None
+        self.split_ = None
+        self.calibration_ = None
+        self._model_summary_string = (
+            f"CFMVC with n_latent: {n_latent}, n_latent_technical: {n_latent_technical}, n_basis: {n_basis}, "
+            f"flow_source: {flow_source}, coupling: {coupling}, perturbations: {len(self.vocabulary.names)}"
+        )
+        self.init_params_ = self._get_init_params(locals())
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        *,
+        layer: str | None = None,
+        batch_key: Any = AUTO,
+        labels_key: Any = AUTO,
+        perturbation_key: Any = AUTO,
+        control_group: str | Sequence[str] | None = None,
+        combination_delimiter: str | None = None,
+        dosage_key: str | None = None,
+        perturbation_embedding_key: str | None = None,
+        spatial_key: Any = AUTO,
+        categorical_covariate_keys: list[str] | None = None,
+        continuous_covariate_keys: list[str] | None = None,
+        size_factor_key: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Register an AnnData: say which column plays which part.
+
+        Parameters
+        ----------
+        adata
+            Raw counts of cells (n_cells, n_genes) with labels in ``obs``.
+        layer
+            Layer that holds the counts; ``None`` takes ``adata.X``.
+        batch_key
+            Column of ``obs`` with the batch. :data:`~cfmvc_scvi.AUTO` takes ``"batch"`` when it is there, ``None`` has no
+            batches.
+        labels_key
+            Column of ``obs`` with the cell type; AUTO takes ``"cell_type"``.
+        perturbation_key
+            Column of ``obs`` with the perturbation; AUTO takes ``"perturbation"``.
+        control_group
+            Level (or levels) of the perturbation column that is unperturbed. ``None`` takes the one level with a
+            usual name, such as ``"control"`` or ``"DMSO"``.
+        combination_delimiter
+            Splits labels into perturbations given together; ``None`` never splits.
+        dosage_key
+            Column of ``obs`` with the dose: a number, or numbers delimited like the labels. Dose 0 is control.
+        perturbation_embedding_key
+            Key of ``adata.uns`` with a vector per perturbation: a DataFrame (perturbation x features) or a dict.
+        spatial_key
+            Key of ``adata.obsm`` with coordinates; AUTO takes ``"spatial"``.
+        categorical_covariate_keys, continuous_covariate_keys
+            Further columns of ``obs`` that describe the context.
+        size_factor_key
+            Column of ``obs`` with each cell's library size, where the genes at hand are a panel; else the row sum.
+
+        Raises
+        ------
+        KeyError
+            For a name that is not there; the message lists what is.
+        ValueError
+            When there is no perturbation column, the control is not clear, or the counts are not counts.
+        """
+        keys = resolve_keys(
+            adata,
+            layer=layer,
+            batch_key=batch_key,
+            labels_key=labels_key,
+            perturbation_key=perturbation_key,
+            control_group=control_group,
+            combination_delimiter=combination_delimiter,
+            dosage_key=dosage_key,
+            perturbation_embedding_key=perturbation_embedding_key,
+            spatial_key=spatial_key,
+            categorical_covariate_keys=categorical_covariate_keys,
+            continuous_covariate_keys=continuous_covariate_keys,
+            size_factor_key=size_factor_key,
+        )
+        validate(adata, keys)
+        setup_method_args = cls._get_setup_method_args(cls=cls, adata=adata, **asdict(keys))
+        manager = AnnDataManager(fields=make_fields(keys), setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    # ---- what the registration says ---------------------------------------------------------------------------
+
+    @property
+    def setup_keys(self) -> SetupKeys:
+        """Where each field is found in an AnnData."""
+        return SetupKeys(**self.registry["setup_args"])
+
+    @property
+    def vocabulary(self) -> PerturbationVocabulary:
+        """Perturbations of the training data and their vectors."""
+        state = self._field_registries[CFMVC_KEYS.PERTURBATION_KEY]["state_registry"]
+        return PerturbationVocabulary.from_registry(state["vocabulary"])
+
+    @property
+    def cell_types(self) -> list[str]:
+        """Cell types of the training data, in the order of their codes."""
+        return categories(self._field_registries, REGISTRY_KEYS.LABELS_KEY)
+
+    @property
+    def batches(self) -> list[str]:
+        """Batches of the training data, in the order of their codes."""
+        return categories(self._field_registries, REGISTRY_KEYS.BATCH_KEY)
+
+    @property
+    def _field_registries(self) -> dict[str, Any]:
+        return self.registry["field_registries"]
+
+    @property
+    def _seed(self) -> int:
+        return 0 if settings.seed is None else int(settings.seed)
+
+    def _covariate_levels(self) -> list[int]:
+        state = self._field_registries.get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
+        return [int(n) for n in state.get("n_cats_per_key", [])]
+
+    def _reader(self) -> CellReader:
+        return CellReader(self._field_registries, self.get_var_names(), self.setup_keys)
+
+    @property
+    def _device(self) -> torch.device:
+        return self.module.device

@@ -1,0 +1,104 @@
+"""Latent representation of cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from anndata import AnnData
+from scvi import settings
+from scvi.model.base import RNASeqMixin, VAEMixin
+
+from cfmvc_scvi.data.cells import CellTable
+from cfmvc_scvi.model.latents import CellPosterior, concatenate
+
+
+class EmbeddingMixin(RNASeqMixin, VAEMixin):
+    """Latents of :class:`~cfmvc_scvi.CFMVC`; ELBO, reconstruction error and normalised expression are scvi-tools'."""
+
+    def get_latent_representation(
+        self,
+        adata: AnnData | None = None,
+        indices: Sequence[int] | None = None,
+        *,
+        latent: Literal["intrinsic", "technical", "both"] = "intrinsic",
+        give_mean: bool = True,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Latent representation of cells; needs stage 1 only.
+
+        Parameters
+        ----------
+        adata
+            Cells with the model's genes, in any order; ``None`` takes the registered ones.
+        indices
+            Rows of ``adata``; the result keeps their order.
+        latent
+            ``"intrinsic"`` (biology), ``"technical"`` (batch), or ``"both"`` side by side.
+        give_mean
+            Posterior mean; otherwise one draw, from the seed of ``scvi.settings``.
+        batch_size
+            Cells encoded at a time.
+
+        Returns
+        -------
+        Array (n_cells, n_latent), float32.
+        """
+        self._require_vae("embed cells")
+        if latent not in ("intrinsic", "technical", "both"):
+            raise ValueError(f"Unknown `latent` {latent!r}: choose 'intrinsic', 'technical' or 'both'.")
+        posterior = self._encode(self._cells(adata, indices), batch_size)
+        rng = None if give_mean else np.random.default_rng(self._seed)
+        parts = {
+            "intrinsic": _value(posterior.mean, posterior.scale, rng),
+            "technical": _value(posterior.technical_mean, posterior.technical_scale, rng),
+        }
+        return np.concatenate(list(parts.values()), axis=1) if latent == "both" else parts[latent]
+
+    def _cells(
+        self, adata: AnnData | None, indices: Sequence[int] | None = None, batch: str | None = None
+    ) -> CellTable:
+        """Cells as the networks read them; nothing is written into the AnnData."""
+        if adata is None:
+            self._require_adata("use its cells")
+            adata = self.adata
+        cells = self._reader().read(adata, batch=batch)
+        return cells if indices is None else cells.take(as_rows(indices, len(cells)))
+
+    @torch.inference_mode()
+    def _encode(self, cells: CellTable, batch_size: int | None = None) -> CellPosterior:
+        """Posterior of both latents of every cell."""
+        self.module.eval()
+        parts = []
+        for rows in cells.chunks(batch_size or settings.batch_size):
+            out = self.module.inference(**cells.inference_inputs(rows, self._device))
+            q, q_tech = out["qz"], out["qz_technical"]
+            parts.append(CellPosterior(q.loc.cpu(), q.scale.cpu(), q_tech.loc.cpu(), q_tech.scale.cpu()))
+        return concatenate(parts)
+
+
+def as_rows(indices: Sequence[int], n_cells: int) -> np.ndarray:
+    """Integer rows of indices or of a boolean mask.
+
+    Raises
+    ------
+    IndexError
+        For a mask of another length or rows out of range.
+    """
+    rows = np.asarray(indices)
+    if rows.dtype == bool:
+        if len(rows) != n_cells:
+            raise IndexError(f"`indices` is a mask of length {len(rows)} for {n_cells} cells.")
+        return np.flatnonzero(rows)
+    rows = rows.astype(np.int64)
+    if len(rows) and (rows.min() < -n_cells or rows.max() >= n_cells):
+        raise IndexError(f"`indices` reach from {rows.min()} to {rows.max()}; there are {n_cells} cells.")
+    return rows % n_cells if n_cells else rows
+
+
+def _value(mean: torch.Tensor, scale: torch.Tensor, rng: np.random.Generator | None) -> np.ndarray:
+    if rng is None:
+        return mean.numpy()
+    return mean.numpy() + scale.numpy() * rng.standard_normal(mean.shape, dtype=np.float32)

@@ -1,0 +1,118 @@
+"""Generation of new cells of a condition, from the flow's source distribution."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from anndata import AnnData
+from scipy import sparse
+
+from cfmvc_scvi._types import FlowContext
+from cfmvc_scvi.data.cells import CellTable, unknown_level_message
+from cfmvc_scvi.model.predict import latent_var
+from cfmvc_scvi.module.likelihood import draw_nb
+
+
+class GenerationMixin:
+    """Generation of :class:`~cfmvc_scvi.CFMVC`."""
+
+    def generate_cells(
+        self,
+        perturbation: str,
+        n_cells: int,
+        *,
+        labels: str | None = None,
+        batch: str | None = None,
+        dosage: float | str | None = None,
+        spatial: np.ndarray | None = None,
+        return_type: Literal["mean", "counts", "lognorm", "latent"] = "counts",
+        seed: int | None = None,
+    ) -> AnnData:
+        """New cells of a condition.
+
+        Contexts and library sizes are those of control cells of the registered data, drawn with replacement. The latent
+        starts at the flow's source: a posterior draw of that control cell, or standard normal noise.
+
+        Parameters
+        ----------
+        perturbation
+            A perturbation, combination or control label.
+        n_cells
+            Cells to generate.
+        labels
+            Cell type; ``None`` keeps the proportions of the control cells.
+        batch
+            Batch to decode in; ``None`` that of the drawn control cells.
+        dosage
+            Dose of the perturbation.
+        spatial
+            Coordinates of the new cells, shape (n_cells, n_spatial); ``None`` those of the drawn control cells.
+        return_type
+            As in :meth:`predict_perturbation`; here the counts are drawn from the negative binomial afresh.
+        seed
+            Seed of all draws.
+
+        Returns
+        -------
+        AnnData (n_cells, n_genes).
+        """
+        self._require_flow("generate cells")
+        if n_cells < 1:
+            raise ValueError(f"`n_cells` is {n_cells}; it must be at least 1.")
+        call = self._make_call(return_type, 1, None, None, batch, None, seed)
+        [condition] = self._requested_conditions(perturbation, dosage)
+        p = torch.from_numpy(self.vocabulary.encode([condition])).expand(n_cells, -1).to(self._device)
+        rng = np.random.default_rng([call.seed, n_cells])
+        cells = self._template_cells(n_cells, labels, rng)
+        context = self._generated_context(cells, batch, spatial)
+        posterior = self._encode(cells)
+        noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32))
+        drawn = self.module.standardize((posterior.mean + posterior.scale * noise).to(self._device))
+        start = drawn if self.flow_source == "control" else noise.to(self._device)
+        latent = self.module.push_forward(start, p, context.to(self._device), call.solver).cpu()
+        obs = self._result_obs(cells, condition, call, 1).drop(columns="source_cell")
+        obs.index = [f"generated_{i}" for i in range(n_cells)]
+        x = latent.numpy() if return_type == "latent" else self._emit(latent, context, cells, condition, call, rng)
+        var = latent_var(x.shape[1]) if return_type == "latent" else self._gene_var()
+        result = AnnData(x, obs=obs, var=var, obsm={"X_cfmvc": latent.numpy()})
+        result.uns["cfmvc"] = self._describe(call, [condition])
+        return result
+
+    def _template_cells(self, n_cells: int, labels: str | None, rng: np.random.Generator) -> CellTable:
+        """Control cells whose context and library size the new cells take."""
+        self._require_adata("generate cells")
+        keys = self.setup_keys
+        control = self.adata.obs[keys.perturbation_key].astype(str).isin(self.vocabulary.control_group).to_numpy()
+        if labels is not None:
+            if keys.labels_key is None:
+                raise ValueError("The model was set up without `labels_key`, so it knows no cell types.")
+            if labels not in self.cell_types:
+                raise ValueError(unknown_level_message("cell type", "`labels`", [labels], self.cell_types))
+            control &= (self.adata.obs[keys.labels_key].astype(str) == labels).to_numpy()
+        rows = np.flatnonzero(control)
+        if not len(rows):
+            raise ValueError(f"The registered data have no control cells of cell type {labels!r} to start from.")
+        return self._cells(self.adata, rng.choice(rows, n_cells))
+
+    def _generated_context(self, cells: CellTable, batch: str | None, spatial: np.ndarray | None) -> FlowContext:
+        context = cells.context if batch is None else cells.context.with_batch(self.batches.index(str(batch)))
+        if spatial is None:
+            return context
+        if context.spatial is None or np.shape(spatial) != tuple(context.spatial.shape):
+            expected = "no coordinates" if context.spatial is None else f"shape {tuple(context.spatial.shape)}"
+            raise ValueError(f"`spatial` has shape {np.shape(spatial)}; the model expects {expected}.")
+        return FlowContext(context.categorical, context.continuous, torch.as_tensor(spatial, dtype=torch.float32))
+
+    @torch.inference_mode()
+    def _emit(self, latent, context, cells, condition, call, rng):
+        """Expression of generated latents, calibrated as predictions are."""
+        prior = self.module.technical_prior(context.batch.to(self._device))
+        noise = torch.from_numpy(rng.standard_normal(tuple(prior.loc.shape), dtype=np.float32)).to(self._device)
+        log_share = self.module.decoder(latent.to(self._device), prior.loc + prior.scale * noise).cpu().numpy()
+        log_share += self._calibration(condition, context.labels.numpy(), call).log_ratio[context.labels.numpy()]
+        mean = np.exp(log_share) * cells.library[:, None]
+        if call.return_type == "counts":
+            return sparse.csr_matrix(draw_nb(mean, self._theta(), rng).astype(np.float32))
+        return mean if call.return_type == "mean" else np.log1p(1e4 * np.exp(log_share))

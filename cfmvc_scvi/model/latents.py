@@ -1,0 +1,70 @@
+"""Latents of the registered cells, encoded once for stage 2 and the calibration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cfmvc_scvi.data.cells import CellTable
+from cfmvc_scvi.data.latent import LatentData
+from cfmvc_scvi.data.perturbation import Condition
+from cfmvc_scvi.module import CFMVCModule
+
+
+@dataclass(frozen=True)
+class CellPosterior:
+    """Posterior mean and standard deviation of both latents, on the CPU, one row per cell."""
+
+    mean: Tensor
+    scale: Tensor
+    technical_mean: Tensor
+    technical_scale: Tensor
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """Cells with their posterior and their condition.
+
+    Attributes
+    ----------
+    condition
+        Index into ``conditions`` of every cell, 0 for control.
+    p
+        Perturbation vector of every condition, shape (n_conditions, n_features).
+    """
+
+    cells: CellTable
+    posterior: CellPosterior
+    condition: np.ndarray
+    conditions: list[Condition]
+    p: Tensor
+
+    def set_flow_units(self, module: CFMVCModule, rows: np.ndarray) -> None:
+        """Centre and common scale of the latents, and units of the coordinates, from these cells."""
+        mean = self.posterior.mean[rows]
+        module.flow_center.copy_(mean.mean(dim=0))
+        module.flow_scale.copy_(mean.var(dim=0, correction=0).mean().sqrt().clamp(min=1e-6))
+        spatial = self.cells.context.spatial
+        if spatial is not None:
+            module.spatial_center.copy_(spatial[rows].mean(dim=0))
+            module.spatial_scale.copy_(spatial[rows].std(dim=0, correction=0).clamp(min=1e-6))
+
+    def flow_data(self, module: CFMVCModule) -> LatentData:
+        """The same in the flow's units."""
+        center, scale = module.flow_center.cpu(), module.flow_scale.cpu()
+        return LatentData(
+            mean=(self.posterior.mean - center) / scale,
+            scale=self.posterior.scale / scale,
+            context=self.cells.context,
+            condition=self.condition,
+            p=self.p,
+        )
+
+
+def concatenate(parts: list[CellPosterior]) -> CellPosterior:
+    """Posteriors of consecutive chunks as one."""
+    names = ("mean", "scale", "technical_mean", "technical_scale")
+    return CellPosterior(*(torch.cat([getattr(part, name) for part in parts]) for name in names))

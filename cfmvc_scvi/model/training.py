@@ -1,0 +1,257 @@
+"""Training: both stages in order, or one alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.dataloaders import DataSplitter
+
+from cfmvc_scvi._types import CellSplit
+from cfmvc_scvi.data.latent import LatentDataModule
+from cfmvc_scvi.data.setup import registered_conditions
+from cfmvc_scvi.data.split import split_cells
+from cfmvc_scvi.flow import get_coupling
+from cfmvc_scvi.model.latents import LatentCache
+from cfmvc_scvi.module.initialize import initialize_linear_paths
+from cfmvc_scvi.train import FlowTrainingPlan, VAETrainingPlan, run_stage
+
+#: Cells that the start values of stage 1 are computed from.
+_INIT_CELLS = 20_000
+#: Optimiser steps of each stage when the number of epochs is not given.
+_VAE_STEPS, _FLOW_STEPS = 900, 1500
+
+
+class TrainingMixin:
+    """Training of :class:`~cfmvc_scvi.CFMVC`."""
+
+    def train(
+        self,
+        *,
+        vae_max_epochs: int | None = None,
+        flow_max_epochs: int | None = None,
+        batch_size: int = 128,
+        flow_batch_size: int = 256,
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        early_stopping: bool = False,
+        vae_plan_kwargs: dict[str, Any] | None = None,
+        flow_plan_kwargs: dict[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train both stages: the VAE, then the flow on its frozen latents.
+
+        Parameters
+        ----------
+        vae_max_epochs, flow_max_epochs
+            Passes over the cells; ``None`` chooses them by the number of cells.
+        batch_size, flow_batch_size
+            Cells per step of each stage.
+        train_size, validation_size
+            Fractions of the cells, of one seeded split for both stages. ``None`` is 0.9 and the rest.
+        accelerator, devices
+            As in Lightning's trainer.
+        early_stopping
+            Stop a stage when its own validation loss no longer falls: ``elbo_validation``, ``flow_loss_validation``.
+        vae_plan_kwargs, flow_plan_kwargs
+            Arguments of :class:`~cfmvc_scvi.train.VAETrainingPlan` and :class:`~cfmvc_scvi.train.FlowTrainingPlan`.
+        **trainer_kwargs
+            Further arguments of :class:`scvi.train.Trainer`, for both stages.
+
+        Raises
+        ------
+        FloatingPointError
+            When a stage diverges, with the stage, the epoch and a remedy. If it is stage 2, the VAE is
+            trained and :meth:`get_latent_representation` works.
+        """
+        common = {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping, **trainer_kwargs}
+        self.train_vae(
+            vae_max_epochs,
+            batch_size=batch_size,
+            train_size=train_size,
+            validation_size=validation_size,
+            plan_kwargs=vae_plan_kwargs,
+            **common,
+        )
+        self.train_flow(flow_max_epochs, batch_size=flow_batch_size, plan_kwargs=flow_plan_kwargs, **common)
+
+    def train_vae(
+        self,
+        max_epochs: int | None = None,
+        *,
+        batch_size: int = 128,
+        train_size: float | None = None,
+        validation_size: float | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        early_stopping: bool = False,
+        plan_kwargs: dict[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Stage 1 alone, with the arguments of :meth:`train`; a flow trained before no longer fits and is dropped."""
+        self._require_adata("train")
+        if self.split_ is None or train_size is not None or validation_size is not None:
+            self._set_split(split_cells(self.adata.n_obs, train_size, validation_size, self._seed))
+        if not self.is_vae_trained_:
+            self._initialize(self._split.train)
+        plan = VAETrainingPlan(self.module, **(plan_kwargs or {}))
+        batch_size = min(batch_size, len(self._split.train))
+        splitter = DataSplitter(
+            self.adata_manager,
+            external_indexing=self._split.as_list(),
+            batch_size=batch_size,
+            drop_last=len(self._split.train) > batch_size,
+            data_and_attributes=self._stage1_fields(),
+        )
+        self.is_vae_trained_ = self.is_flow_trained_ = self.is_trained_ = False
+        self.calibration_ = None
+        run_stage(
+            self,
+            plan,
+            splitter,
+            max_epochs=max_epochs or _epochs(_VAE_STEPS, len(self._split.train), batch_size),
+            accelerator=accelerator,
+            devices=devices,
+            **_trainer_kwargs(trainer_kwargs, early_stopping, "elbo_validation", len(self._split.validation)),
+        )
+        self.is_vae_trained_ = True
+
+    def train_flow(
+        self,
+        max_epochs: int | None = None,
+        *,
+        batch_size: int = 256,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        early_stopping: bool = False,
+        plan_kwargs: dict[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Stage 2 alone, on the split of stage 1; the VAE keeps every bit. The arguments are those of :meth:`train`."""
+        self._require_adata("train")
+        self._require_vae("train the flow")
+        cache = self._cache_latents()
+        plan = FlowTrainingPlan(self.module, **(plan_kwargs or {}))
+        data = LatentDataModule(
+            cache.flow_data(self.module),
+            self._split,
+            get_coupling(self.coupling),
+            self.flow_source,
+            batch_size,
+            seed=self._seed,
+        )
+        self.is_flow_trained_ = self.is_trained_ = False
+        run_stage(
+            self,
+            plan,
+            data,
+            max_epochs=max_epochs or _epochs(_FLOW_STEPS, len(self._split.train), batch_size),
+            accelerator=accelerator,
+            devices=devices,
+            **_trainer_kwargs(trainer_kwargs, early_stopping, "flow_loss_validation", len(self._split.validation)),
+        )
+        self._remember_conditions(cache)
+        self._calibrate(cache)
+        self.is_flow_trained_ = self.is_trained_ = True
+
+    # ---- parts ------------------------------------------------------------------------------------------------
+
+    @property
+    def _split(self) -> CellSplit:
+        return CellSplit(*self.split_)
+
+    def _set_split(self, split: CellSplit) -> None:
+        self.split_ = split.as_list()
+        self.train_indices, self.validation_indices, self.test_indices = split.as_list()
+
+    def _stage1_fields(self) -> dict[str, type]:
+        """Fields that stage 1 reads, with their types; the others are not loaded."""
+        fields: dict[str, type] = {
+            REGISTRY_KEYS.X_KEY: np.float32,
+            REGISTRY_KEYS.BATCH_KEY: np.int64,
+            REGISTRY_KEYS.LABELS_KEY: np.int64,
+        }
+        optional = {
+            REGISTRY_KEYS.CAT_COVS_KEY: np.int64,
+            REGISTRY_KEYS.CONT_COVS_KEY: np.float32,
+            REGISTRY_KEYS.SIZE_FACTOR_KEY: np.float32,
+        }
+        present = self.adata_manager.data_registry
+        return fields | {key: dtype for key, dtype in optional.items() if key in present}
+
+    def _initialize(self, rows: np.ndarray) -> None:
+        """Start values of stage 1 from a sample of the training cells."""
+        if len(rows) > _INIT_CELLS:
+            rows = np.sort(np.random.default_rng(self._seed).choice(rows, _INIT_CELLS, replace=False))
+        cells = self._reader().read(self.adata).take(rows)
+        condition, _ = registered_conditions(self.adata, self.setup_keys, self.vocabulary)
+        labels = cells.context.labels.numpy()
+        group = np.unique(np.stack([labels, condition[rows]]), axis=1, return_inverse=True)[1].ravel()
+        initialize_linear_paths(
+            self.module.cpu(),
+            cells.dense(slice(None)),
+            cells.library,
+            cells.context.batch.numpy(),
+            group,
+            seed=self._seed,
+        )
+
+    def _cache_latents(self) -> LatentCache:
+        """Posterior of every registered cell, encoded once, with its condition; sets the flow's units."""
+        cells = self._reader().read(self.adata)
+        condition, conditions = registered_conditions(self.adata, self.setup_keys, self.vocabulary)
+        posterior = self._encode(cells)
+        p = torch.from_numpy(self.vocabulary.encode(conditions))
+        cache = LatentCache(cells, posterior, condition, conditions, p)
+        if not (condition[self._split.train] == 0).any():
+            raise ValueError(
+                "There are no control cells among the training cells: train with a larger `train_size`, or check "
+                f"`control_group` ({list(self.vocabulary.control_group)})."
+            )
+        cache.set_flow_units(self.module, self._split.train)
+        return cache
+
+    def _remember_conditions(self, cache: LatentCache) -> None:
+        """What was trained on, for :attr:`support` columns of predictions."""
+        train = self._split.train
+        labels = cache.cells.context.labels.numpy()[train]
+        pairs = sorted(set(zip(cache.condition[train].tolist(), labels.tolist(), strict=True)))
+        self.trained_conditions_ = [(cache.conditions[code].key, label) for code, label in pairs]
+
+    def _require_adata(self, task: str) -> None:
+        if self.adata is None:
+            raise RuntimeError(f"This model was loaded without data: load it with `adata=` to {task}.")
+
+    def _require_vae(self, task: str) -> None:
+        if not self.is_vae_trained_:
+            raise RuntimeError(f"Train the model before you {task}: call `model.train()` or `model.train_vae()`.")
+
+    def _require_flow(self, task: str) -> None:
+        if not self.is_flow_trained_:
+            first = "`model.train_flow()`" if self.is_vae_trained_ else "`model.train()`"
+            raise RuntimeError(f"The flow is not trained, so the model cannot {task}: call {first}.")
+
+
+def _epochs(steps: int, n_cells: int, batch_size: int) -> int:
+    """Epochs that make about this many steps, at least 10 and at most 400."""
+    per_epoch = max(1, n_cells // batch_size)
+    return int(np.clip(round(steps / per_epoch), 10, 400))
+
+
+def _trainer_kwargs(given: dict[str, Any], early_stopping: bool, monitor: str, n_validation: int) -> dict[str, Any]:
+    """Arguments of the trainer, with defaults for what the caller left out."""
+    if early_stopping and n_validation == 0:
+        raise ValueError("`early_stopping=True` needs validation cells: pass a `train_size` below 1.")
+    defaults: dict[str, Any] = {
+        "gradient_clip_val": 50.0,
+        "early_stopping": early_stopping,
+        "early_stopping_monitor": monitor,
+        "early_stopping_patience": 15,
+        "check_val_every_n_epoch": 1 if n_validation else None,
+        "benchmark": False,
+    }
+    return defaults | given

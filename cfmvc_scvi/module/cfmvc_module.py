@@ -1,0 +1,309 @@
+"""The module: networks of both stages, their losses and the transport of latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.distributions import NegativeBinomial
+from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
+
+from cfmvc_scvi._compat import MODULE_KEYS
+from cfmvc_scvi._types import FlowContext
+from cfmvc_scvi.flow import LinearPath, Solver, energy_distance
+from cfmvc_scvi.module.likelihood import nb_log_prob
+from cfmvc_scvi.nn import ContextEncoder, Encoder, FlowField, NBDecoder, PerturbationAdapter, VelocityParts
+
+
+class CFMVCModule(BaseModuleClass):
+    r"""Negative-binomial VAE with a split latent, and a conditional flow on its intrinsic part.
+
+    Stage 1 maximises :math:`E_q \log NB(x \mid z_{int}, z_{tech}) - \beta \left[ KL(q(z_{int}) \Vert N(0, I)) +
+    KL(q(z_{tech}) \Vert N(m_b, s_b^2)) \right]`: the prior of the technical latent depends on the batch b, that of
+    the intrinsic latent does not. Stage 2 regresses the velocity field on straight paths between paired
+    latents of the frozen encoder.
+
+    Parameters
+    ----------
+    n_input
+        Genes.
+    n_batch, n_labels
+        Batches and cell types.
+    n_perturbation
+        Length of the perturbation vector.
+    n_cats_per_cov
+        Levels of further categorical covariates.
+    n_continuous_cov, n_spatial
+        Continuous covariates and spatial coordinates.
+    kl_weight_intrinsic, kl_weight_technical
+        Weights :math:`\beta` of the two KL terms.
+    labels_in_effect, labels_in_context
+        Whether the cell type enters the effect coefficients, and the context of the velocity field.
+    panel
+        Whether genes outside the data share the library (a size factor is registered).
+    energy_weight
+        Weight of the energy distance between one-step end points and targets in stage 2.
+    """
+
+    def __init__(
+        self,
+        n_input: int,
+        n_batch: int = 1,
+        n_labels: int = 1,
+        n_perturbation: int = 1,
+        *,
+        n_cats_per_cov: Sequence[int] = (),
+        n_continuous_cov: int = 0,
+        n_spatial: int = 0,
+        n_latent: int = 32,
+        n_latent_technical: int = 8,
+        n_hidden: int = 256,
+        n_layers: int = 2,
+        n_layers_decoder: int = 1,
+        n_basis: int = 16,
+        n_hidden_flow: int = 128,
+        dropout: float = 0.0,
+        flow_source: str = "control",
+        kl_weight_intrinsic: float = 0.1,
+        kl_weight_technical: float = 1.0,
+        labels_in_effect: bool = False,
+        labels_in_context: bool = False,
+        panel: bool = False,
+        energy_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.n_latent = n_latent
+        self.n_latent_technical = n_latent_technical
+        self.n_batch = n_batch
+        self.panel = panel
+        self.flow_source = flow_source
+        self.kl_weights = (kl_weight_intrinsic, kl_weight_technical)
+        self.energy_weight = energy_weight
+        self.labels_in_context = labels_in_context
+        categories = [n_batch, n_labels, *n_cats_per_cov]
+        shape = {"n_hidden": n_hidden, "dropout": dropout}
+        self.encoder = Encoder(
+            n_input, n_latent, n_latent_technical, categories, n_continuous_cov, n_layers=n_layers, **shape
+        )
+        self.decoder = NBDecoder(n_latent, n_latent_technical, n_input, n_layers=n_layers_decoder, panel=panel, **shape)
+        self.tech_prior_mean = nn.Embedding(n_batch, n_latent_technical)
+        self.tech_prior_logvar = nn.Embedding(n_batch, n_latent_technical)
+        nn.init.normal_(self.tech_prior_mean.weight, std=0.5)
+        nn.init.zeros_(self.tech_prior_logvar.weight)
+        context_categories = [n_batch, *([n_labels] if labels_in_context else []), *n_cats_per_cov]
+        self.context_encoder = ContextEncoder(context_categories, n_continuous_cov, n_spatial)
+        self.adapter = PerturbationAdapter(n_perturbation, n_labels if labels_in_effect else 0, n_basis)
+        self.flow_field = FlowField(n_latent, self.context_encoder.n_out, n_basis=n_basis, n_hidden=n_hidden_flow)
+        self.register_buffer("flow_center", torch.zeros(n_latent))
+        self.register_buffer("flow_scale", torch.ones(()))
+        self.register_buffer("spatial_center", torch.zeros(n_spatial))
+        self.register_buffer("spatial_scale", torch.ones(n_spatial))
+        self.path = LinearPath()
+
+    # ---- which parameters belong to which stage -------------------------------------------------------------
+
+    @property
+    def vae_parts(self) -> list[nn.Module]:
+        """Networks of stage 1."""
+        return [self.encoder, self.decoder, self.tech_prior_mean, self.tech_prior_logvar]
+
+    @property
+    def flow_parts(self) -> list[nn.Module]:
+        """Networks of stage 2."""
+        return [self.context_encoder, self.adapter, self.flow_field]
+
+    # ---- stage 1 --------------------------------------------------------------------------------------------
+
+    def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs) -> dict[str, Tensor | None]:
+        codes = [tensors[REGISTRY_KEYS.BATCH_KEY], tensors[REGISTRY_KEYS.LABELS_KEY]]
+        if REGISTRY_KEYS.CAT_COVS_KEY in tensors:
+            codes.append(tensors[REGISTRY_KEYS.CAT_COVS_KEY])
+        return {
+            "x": tensors[REGISTRY_KEYS.X_KEY],
+            "categorical": torch.cat(codes, dim=-1).long(),
+            "continuous": tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
+            "size_factor": tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY),
+        }
+
+    def _get_generative_input(self, tensors: dict[str, Tensor], inference_outputs: dict) -> dict:
+        return {
+            "z": inference_outputs[MODULE_KEYS.Z_KEY],
+            "z_technical": inference_outputs["z_technical"],
+            "library": inference_outputs[MODULE_KEYS.LIBRARY_KEY],
+            "batch_index": tensors[REGISTRY_KEYS.BATCH_KEY],
+        }
+
+    @auto_move_data
+    def inference(
+        self,
+        x: Tensor,
+        categorical: Tensor,
+        continuous: Tensor | None = None,
+        size_factor: Tensor | None = None,
+        n_samples: int = 1,
+    ) -> dict:
+        """Posterior of both latents and a draw of each.
+
+        Returns
+        -------
+        ``z`` and ``qz`` (intrinsic), ``z_technical`` and ``qz_technical``, and ``library``, the log of each cell's
+        library size, shape (n, 1).
+        """
+        x = x.float()
+        total = x.sum(dim=-1, keepdim=True) if size_factor is None else size_factor.float()
+        total = total.clamp(min=1.0)
+        q = self.encoder(torch.log1p(x / total * 1e4), categorical, continuous)
+        qz = Normal(q.int_mean, (0.5 * q.int_logvar).exp())
+        qz_technical = Normal(q.tech_mean, (0.5 * q.tech_logvar).exp())
+        draws = () if n_samples == 1 else (n_samples,)
+        library = total.log()
+        return {
+            MODULE_KEYS.Z_KEY: qz.rsample(draws),
+            MODULE_KEYS.QZ_KEY: qz,
+            "z_technical": qz_technical.rsample(draws),
+            "qz_technical": qz_technical,
+            MODULE_KEYS.QL_KEY: None,
+            MODULE_KEYS.LIBRARY_KEY: library if n_samples == 1 else library.expand(n_samples, *library.shape),
+        }
+
+    @auto_move_data
+    def generative(
+        self,
+        z: Tensor,
+        z_technical: Tensor,
+        library: Tensor,
+        batch_index: Tensor,
+        transform_batch: int | None = None,
+    ) -> dict:
+        """Negative binomial of the counts, and both priors."""
+        batch = batch_index.squeeze(-1).long()
+        if transform_batch is not None:
+            target = torch.full_like(batch, transform_batch)
+            z_technical = self.move_batch(z_technical, batch, target)
+            batch = target
+        log_share = self.decoder(z, z_technical)
+        log_mean = log_share + library
+        px = NegativeBinomial(mu=log_mean.exp(), theta=self.decoder.theta, scale=log_share.exp())
+        return {
+            MODULE_KEYS.PX_KEY: px,
+            "log_mean": log_mean,
+            MODULE_KEYS.PL_KEY: None,
+            MODULE_KEYS.PZ_KEY: Normal(torch.zeros_like(z), torch.ones_like(z)),
+            "pz_technical": self.technical_prior(batch),
+        }
+
+    def loss(
+        self, tensors: dict[str, Tensor], inference_outputs: dict, generative_outputs: dict, kl_weight: float = 1.0
+    ) -> LossOutput:
+        """Negative evidence lower bound, with the KL terms weighted; the ELBO reported is unweighted."""
+        x = tensors[REGISTRY_KEYS.X_KEY]
+        log_prob = nb_log_prob(x, generative_outputs["log_mean"], self.decoder.theta)
+        reconstruction = -log_prob.sum(dim=-1)
+        kl_int = kl_divergence(inference_outputs[MODULE_KEYS.QZ_KEY], generative_outputs[MODULE_KEYS.PZ_KEY]).sum(-1)
+        kl_tech = kl_divergence(inference_outputs["qz_technical"], generative_outputs["pz_technical"]).sum(-1)
+        weighted = self.kl_weights[0] * kl_int + self.kl_weights[1] * kl_tech
+        return LossOutput(
+            loss=(reconstruction + kl_weight * weighted).mean(),
+            reconstruction_loss=reconstruction,
+            kl_local={"kl_divergence_intrinsic": kl_int, "kl_divergence_technical": kl_tech},
+        )
+
+    def technical_prior(self, batch: Tensor) -> Normal:
+        """Prior of the technical latent in the batches (n,)."""
+        scale = (0.5 * self.tech_prior_logvar(batch).clamp(-6.0, 3.0)).exp()
+        return Normal(self.tech_prior_mean(batch), scale)
+
+    def move_batch(self, z_technical: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        """Technical latents as they would be in another batch: same deviation from the prior, in its units."""
+        p, q = self.technical_prior(source), self.technical_prior(target)
+        return q.loc + (z_technical - p.loc) / p.scale * q.scale
+
+    # ---- stage 2 --------------------------------------------------------------------------------------------
+
+    def encode_context(self, context: FlowContext) -> Tensor:
+        """Context vector of the velocity field, shape (n, n_context)."""
+        codes = context.categorical
+        if not self.labels_in_context:
+            codes = torch.cat([codes[:, :1], codes[:, 2:]], dim=-1)
+        spatial = context.spatial
+        if spatial is not None:
+            spatial = (spatial - self.spatial_center) / self.spatial_scale
+        return self.context_encoder(codes, context.continuous, spatial)
+
+    def coefficients(self, p: Tensor, labels: Tensor) -> Tensor:
+        """Effect coefficients alpha (n, n_basis); exactly zero where p is."""
+        return self.adapter(p, labels)
+
+    def velocity(self, z: Tensor, t: Tensor, context: FlowContext, p: Tensor) -> VelocityParts:
+        """Velocity at standardised latents ``z`` (n, n_latent) and times ``t`` (n,)."""
+        return self.flow_field(z, t, self.encode_context(context), self.coefficients(p, context.labels))
+
+    def standardize(self, z: Tensor) -> Tensor:
+        """Latents in the flow's units: centred, with one common scale."""
+        return (z - self.flow_center) / self.flow_scale
+
+    def unstandardize(self, z: Tensor) -> Tensor:
+        """Inverse of :meth:`standardize`."""
+        return z * self.flow_scale + self.flow_center
+
+    def flow_loss(self, z0: Tensor, z1: Tensor, t: Tensor, context: FlowContext, p: Tensor) -> Tensor:
+        """Mean squared error of the velocity per latent dimension; all points standardised.
+
+        Parameters
+        ----------
+        z0, z1
+            Paired source and target points, shape (n, n_latent).
+        t
+            Times, shape (n,).
+        p
+            Perturbation vectors of the targets, shape (n, n_perturbation); zero for control.
+        """
+        sample = self.path.sample(z0, z1, t)
+        velocity = self.velocity(sample.x_t, sample.t, context, p).total
+        loss = (velocity - sample.velocity).square().sum(dim=-1).mean()
+        if self.energy_weight > 0:
+            end = sample.x_t + (1.0 - t).unsqueeze(-1) * velocity
+            loss = loss + self.energy_weight * energy_distance(end, z1)
+        return loss
+
+    @torch.no_grad()
+    def transport(self, z: Tensor, p: Tensor, context: FlowContext, solver: Solver) -> Tensor:
+        r"""Latents (n, n_latent) moved to where the perturbation takes them.
+
+        The cell moves by the difference of two solutions from one starting point: with the perturbation and
+        without. The starting point is the cell itself (``flow_source="control"``) or the noise that the
+        base flow takes to it (``"noise"``). With :math:`p = 0` both solutions are the same numbers and
+        the latent comes back unchanged, whatever the solver.
+        """
+        start = self.standardize(z)
+        encoded = self.encode_context(context)
+        alpha = self.coefficients(p, context.labels)
+        if self.flow_source == "noise":
+            start = solver.integrate(self._field(encoded, torch.zeros_like(alpha)), start, 1.0, 0.0)
+        base = solver.integrate(self._field(encoded, torch.zeros_like(alpha)), start)
+        moved = solver.integrate(self._field(encoded, alpha), start)
+        return z + (moved - base) * self.flow_scale
+
+    @torch.no_grad()
+    def push_forward(self, start: Tensor, p: Tensor, context: FlowContext, solver: Solver) -> Tensor:
+        """Latents reached from points of the flow's source distribution (standardised), shape (n, n_latent)."""
+        alpha = self.coefficients(p, context.labels)
+        end = solver.integrate(self._field(self.encode_context(context), alpha), start)
+        return self.unstandardize(end)
+
+    def _field(self, encoded: Tensor, alpha: Tensor):
+        def velocity(z: Tensor, t: float) -> Tensor:
+            times = torch.full((len(z),), t, dtype=z.dtype, device=z.device)
+            return self.flow_field(z, times, encoded, alpha).total
+
+        return velocity
+
+    @torch.inference_mode()
+    def sample(self, tensors: dict[str, Tensor], n_samples: int = 1) -> Tensor:
+        """Counts drawn from the posterior predictive distribution, shape (n, n_genes[, n_samples])."""
+        _, generative = self.forward(tensors, inference_kwargs={"n_samples": n_samples}, compute_loss=False)
+        drawn = generative[MODULE_KEYS.PX_KEY].sample()
+        return (drawn.permute(1, 2, 0) if n_samples > 1 else drawn).cpu()

@@ -1,0 +1,185 @@
+"""Gaussian process over conditions and contexts for the mean effect on every gene."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+#: Start values of the shared hyperparameters, on the log scale.
+_START = {"length": 1.0, "common": 0.3, "context": 0.2, "slope": 0.05, "noise": 0.6}
+_BOUNDS = (-7.0, 4.0)
+
+
+@dataclass(frozen=True)
+class MeanEffects:
+    """Observed mean effects, one row per perturbed population.
+
+    Attributes
+    ----------
+    effect
+        Mean log1p CP10k of the population minus that of the controls of its context, shape (n, n_genes).
+    variance
+        Sampling variance of ``effect``, shape (n, n_genes).
+    p
+        Perturbation vector, shape (n, n_features).
+    context
+        Index of the context, shape (n,).
+    """
+
+    effect: np.ndarray
+    variance: np.ndarray
+    p: np.ndarray
+    context: np.ndarray
+
+
+@dataclass
+class EffectGP:
+    r"""Mean effect :math:`y_g(p, c)` of a perturbation vector in a context, for all genes at once.
+
+    .. math::
+        y_g(p, c) = w_g(c) \cdot p, \quad
+        \operatorname{cov}\left[y_g(p, c), y_g(p', c')\right] = p \cdot p' \left[ a_g \left( s_0 + s_1
+        e^{-d(c, c')^2 / 2 l} \right) + s_2 \, x_{cg} x_{c'g} \right]
+
+    with :math:`a_g` the gene's mean squared effect, :math:`d` the distance of the contexts' control profiles in
+    units of its median, and :math:`x_{cg}` the centred control level of the gene. The three terms are an effect
+    common to all contexts, one that similar contexts share, and one that follows how strongly the gene is
+    expressed already; a global slope on :math:`x`, in proportion to the length of :math:`p`, comes on top. The
+    observation noise is a multiple :math:`s_3` of the sampling variance, so a population of few cells counts for
+    little. The hyperparameters are shared by all genes and maximise their summed marginal likelihood
+    (Rasmussen and Williams, 2006, ch. 2 and 5).
+
+    But for the slope, the effect is linear in :math:`p`: additive for combinations, proportional for doses. It is
+    zero for control, and defined for every perturbation that has a vector.
+
+    Attributes
+    ----------
+    profiles
+        Mean log1p CP10k of the controls of every context, shape (n_contexts, n_genes).
+    """
+
+    profiles: np.ndarray
+    hyper: dict[str, float] = field(default_factory=dict)
+    state: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def fit(self, data: MeanEffects, n_hyper_genes: int = 1000) -> EffectGP:
+        """Fit the hyperparameters, on the ``n_hyper_genes`` genes with the largest effects, and the weights."""
+        x = self.profiles - self.profiles.mean(axis=0)
+        amplitude = (data.effect**2).mean(axis=0) + 1e-4
+        self.state = {
+            "p": data.p.astype(np.float64),
+            "context": data.context,
+            "amplitude": amplitude,
+            "x": x,
+            "distance": _context_distance(self.profiles),
+        }
+        genes = np.argsort(-amplitude)[:n_hyper_genes] if len(data.p) <= 60 else np.argsort(-amplitude)[:100]
+        self._fit_hyper(data, genes)
+        weights = np.empty((data.effect.shape[1], len(data.p)))
+        for block in np.array_split(np.arange(data.effect.shape[1]), max(1, data.effect.shape[1] // 500)):
+            weights[block] = self._solve(data, block)
+        self.state["weights"] = weights
+        return self
+
+    def predict(self, p: np.ndarray, context: int) -> np.ndarray:
+        """Mean effect (n_genes,) of the perturbation vector ``p`` in a context."""
+        state = self.state
+        overlap = state["p"] @ p.astype(np.float64)
+        rows = state["context"]
+        kernel = np.exp(-state["distance"][context, rows] / (2 * self.hyper["length"]))
+        shared = self.hyper["common"] + self.hyper["context"] * kernel
+        weights = state["weights"]
+        x = state["x"]
+        smooth = state["amplitude"] * (weights @ (overlap * shared))
+        level = self.hyper["slope"] * x[context] * np.einsum("gn,ng->g", weights * overlap, x[rows])
+        return smooth + level + self.hyper["mean_slope"] * x[context] * _strength(p)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain containers that :meth:`from_dict` reads back."""
+        return {"profiles": self.profiles, "hyper": dict(self.hyper), "state": dict(self.state)}
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> EffectGP:
+        """Counterpart of :meth:`to_dict`."""
+        return cls(**saved)
+
+    # ---- fitting ------------------------------------------------------------------------------------------------
+
+    def _fit_hyper(self, data: MeanEffects, genes: np.ndarray) -> None:
+        terms = self._terms(data, genes)
+        start = np.r_[np.log(list(_START.values())), -0.3]
+
+        def objective(values: np.ndarray) -> tuple[float, np.ndarray]:
+            theta = torch.tensor(values, dtype=torch.float64, requires_grad=True)
+            loss = _negative_log_likelihood(theta, *terms)
+            loss.backward()
+            return float(loss.detach()), theta.grad.numpy()
+
+        bounds = [_BOUNDS] * len(_START) + [(-1.0, 0.5)]
+        found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60})
+        self.hyper = dict(zip(_START, np.exp(found.x[:-1]).tolist(), strict=True))
+        self.hyper["mean_slope"] = float(found.x[-1])
+
+    def _solve(self, data: MeanEffects, genes: np.ndarray) -> np.ndarray:
+        theta = torch.tensor([*np.log([self.hyper[name] for name in _START]), self.hyper["mean_slope"]])
+        covariance, residual = _covariance(theta.double(), *self._terms(data, genes))
+        factor = torch.linalg.cholesky(covariance)
+        return torch.cholesky_solve(residual.unsqueeze(-1), factor).squeeze(-1).numpy()
+
+    def _terms(self, data: MeanEffects, genes: np.ndarray) -> tuple[Tensor, ...]:
+        state = self.state
+        rows = state["context"]
+        x = state["x"][np.ix_(rows, genes)].T
+        arrays = (
+            state["p"] @ state["p"].T,
+            state["distance"][np.ix_(rows, rows)],
+            x,
+            x * np.array([_strength(p) for p in state["p"]]),
+            state["amplitude"][genes],
+            data.effect[:, genes].T,
+            data.variance[:, genes].T,
+        )
+        return tuple(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)) for array in arrays)
+
+
+def _strength(p: np.ndarray) -> float:
+    """How much of a perturbation there is: the length of its vector, 0 for control."""
+    return float(np.linalg.norm(p))
+
+
+def _context_distance(profiles: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distances of the contexts, divided by their median."""
+    squared = ((profiles[:, None] - profiles[None]) ** 2).sum(axis=-1)
+    off_diagonal = squared[np.triu_indices(len(profiles), 1)]
+    return squared / (np.median(off_diagonal) or 1.0) if len(off_diagonal) else squared
+
+
+def _covariance(
+    theta: Tensor,
+    overlap: Tensor,
+    distance: Tensor,
+    x: Tensor,
+    x_strength: Tensor,
+    amplitude: Tensor,
+    effect: Tensor,
+    variance: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Covariance (n_genes, n, n) of the observed effects and their residuals (n_genes, n) from the mean."""
+    length, common, context, slope, noise = theta[:5].exp()
+    shared = common + context * torch.exp(-distance / (2 * length))
+    covariance = overlap * (amplitude[:, None, None] * shared + slope * x[:, :, None] * x[:, None, :])
+    covariance = covariance + torch.diag_embed(noise * variance + 1e-6)
+    return covariance, effect - theta[5] * x_strength
+
+
+def _negative_log_likelihood(theta: Tensor, *terms: Tensor) -> Tensor:
+    covariance, residual = _covariance(theta, *terms)
+    factor = torch.linalg.cholesky(covariance)
+    z = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1), upper=False).squeeze(-1)
+    log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+    return (0.5 * z.square().sum(dim=-1) + log_det).mean()

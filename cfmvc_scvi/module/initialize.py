@@ -1,0 +1,84 @@
+"""Start of stage 1: the linear paths of encoder and decoder set to the leading components of the data."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.utils.extmath import randomized_svd
+
+from cfmvc_scvi.module.cfmvc_module import CFMVCModule
+
+#: Standard deviation given to the leading component, in latent units.
+_LEADING_SCALE = 3.0
+#: Log-variance the posterior of the intrinsic latent starts with.
+_START_LOGVAR = -3.0
+
+
+@torch.no_grad()
+def initialize_linear_paths(
+    module: CFMVCModule, counts: np.ndarray, library: np.ndarray, batch: np.ndarray, group: np.ndarray, seed: int = 0
+) -> None:
+    r"""Set encoder and decoder to the principal components of log1p of counts per 10,000.
+
+    The components are those of the data after the batch effects are taken out, estimated beside the groups
+    (cell type and perturbation) in one ridge regression. The batch effects become the encoder's offsets for
+    the intrinsic latent, and the start of the decoder's technical part. The decoder's linear map is the
+    derivative of the log rate by log1p expression, :math:`1 / \max(\bar y_g, 0.3)` at most 2, times the loadings.
+
+    Parameters
+    ----------
+    counts
+        Raw counts of (a sample of) the training cells, shape (n, n_genes), dense.
+    library
+        Library sizes, shape (n,).
+    batch, group
+        Integer codes of batch and of the biological group, shape (n,).
+    """
+    y = np.log1p(counts / library[:, None] * 1e4).astype(np.float32)
+    center = y.mean(axis=0)
+    y -= center
+    offsets = _batch_effects(y, batch, group, module.n_batch)
+    y -= offsets[batch]
+    n_components = min(module.n_latent, min(y.shape) - 1)
+    if n_components < 1:
+        raise ValueError(f"{len(counts)} training cells and {counts.shape[1]} genes are too few to train on.")
+    _, singular, loadings = randomized_svd(y, n_components, random_state=seed)
+    scale = float(singular[0]) / np.sqrt(len(y)) / _LEADING_SCALE
+    weights = torch.from_numpy(loadings.astype(np.float32))
+    _set_encoder(module, weights / scale, center, offsets)
+    _set_decoder(module, weights * scale, counts, library, center)
+
+
+def _set_encoder(module: CFMVCModule, weights: torch.Tensor, center: np.ndarray, offsets: np.ndarray) -> None:
+    encoder, k = module.encoder, len(weights)
+    encoder.linear.weight.mul_(0.1)
+    encoder.linear.weight[:k] = weights
+    encoder.linear.bias.copy_(-encoder.linear.weight @ torch.from_numpy(center))
+    encoder.batch_offset.weight.copy_(torch.from_numpy(offsets) @ encoder.linear.weight.T)
+    encoder.int_logvar.weight.mul_(0.1)
+    encoder.int_logvar.bias.fill_(_START_LOGVAR)
+
+
+def _set_decoder(
+    module: CFMVCModule, weights: torch.Tensor, counts: np.ndarray, library: np.ndarray, center: np.ndarray
+) -> None:
+    decoder, k = module.decoder, len(weights)
+    sums = counts.sum(axis=0, dtype=np.float64) + 0.5
+    rest = max(float(library.sum() - sums.sum()), 1.0) if decoder.panel else float(sums.sum())
+    decoder.linear.bias.copy_(torch.from_numpy(np.log(sums / rest)))
+    slope = np.minimum(1.0 / np.maximum(center, 0.3), 2.0).astype(np.float32)
+    decoder.linear.weight.normal_(std=0.02)
+    decoder.linear.weight[:, :k] = weights.T * torch.from_numpy(slope)[:, None]
+
+
+def _batch_effects(y: np.ndarray, batch: np.ndarray, group: np.ndarray, n_batch: int, ridge: float = 1.0) -> np.ndarray:
+    """Effect of every batch on every gene, beside the groups; shape (n_batch, n_genes), summing to about zero."""
+    if n_batch == 1:
+        return np.zeros((1, y.shape[1]), dtype=np.float32)
+    n_group = int(group.max()) + 1
+    design = np.zeros((len(y), n_batch + n_group), dtype=np.float32)
+    design[np.arange(len(y)), batch] = 1.0
+    design[np.arange(len(y)), n_batch + group] = 1.0
+    penalty = np.diag(np.r_[np.full(n_batch, ridge), np.full(n_group, 1e-3)]).astype(np.float32)
+    effects = np.linalg.solve(design.T @ design + penalty, design.T @ y)[:n_batch]
+    return (effects - effects.mean(axis=0)).astype(np.float32)

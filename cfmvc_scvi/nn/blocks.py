@@ -1,0 +1,69 @@
+"""Building blocks that the networks share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+def mlp(n_in: int, n_hidden: int, n_layers: int, *, dropout: float = 0.0, norm: bool = True) -> nn.Sequential:
+    """Hidden layers of a network: linear, layer norm, SiLU, dropout; ``n_layers`` times."""
+    layers: list[nn.Module] = []
+    for i in range(n_layers):
+        layers.append(nn.Linear(n_in if i == 0 else n_hidden, n_hidden))
+        if norm:
+            layers.append(nn.LayerNorm(n_hidden))
+        layers.append(nn.SiLU())
+        if dropout > 0:
+            layers.append(nn.Dropout(dropout))
+    return nn.Sequential(*layers)
+
+
+def zero_init(layer: nn.Linear) -> nn.Linear:
+    """Set a linear layer to zero, so that the path it closes starts out silent."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class CovariateEmbedding(nn.Module):
+    """One embedding per categorical covariate, concatenated.
+
+    Parameters
+    ----------
+    n_categories
+        Number of levels of each covariate.
+    dim
+        Length of each embedding.
+    """
+
+    def __init__(self, n_categories: Sequence[int], dim: int = 8) -> None:
+        super().__init__()
+        self.tables = nn.ModuleList(nn.Embedding(n, dim) for n in n_categories)
+        for table in self.tables:
+            nn.init.normal_(table.weight, std=0.1)
+        self.n_out = dim * len(self.tables)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Embeddings (n, n_out) of the codes (n, n_covariates)."""
+        if not self.tables:
+            return codes.new_zeros((len(codes), 0), dtype=torch.float32)
+        return torch.cat([table(codes[:, i]) for i, table in enumerate(self.tables)], dim=-1)
+
+
+class TimeEmbedding(nn.Module):
+    r"""Fourier features of time, :math:`(\sin 2\pi f t, \cos 2\pi f t)` for integer and half frequencies, and t."""
+
+    def __init__(self, n_frequencies: int = 8) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", math.pi * torch.arange(1, n_frequencies + 1).float(), persistent=False)
+        self.n_out = 2 * n_frequencies + 1
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Features (n, n_out) of the times (n,)."""
+        angle = t.unsqueeze(-1) * self.frequencies
+        return torch.cat([t.unsqueeze(-1), angle.sin(), angle.cos()], dim=-1)

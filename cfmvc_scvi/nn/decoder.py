@@ -1,0 +1,62 @@
+"""Decoder: both latents to the rate of every gene."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cfmvc_scvi.nn.blocks import mlp, zero_init
+
+
+class NBDecoder(nn.Module):
+    r"""Log of the share of every gene in a cell's library, and the dispersion per gene.
+
+    .. math:: \log \rho = \operatorname{logsoftmax}(b + W z + f(z)), \qquad z = z_{int} \oplus z_{tech}
+
+    The map is linear in :math:`z` on the log scale, plus a network :math:`f` that starts at zero: an effect
+    learned in one cell type carries over to another one along the linear part. With ``panel=True`` one more
+    share with a fixed logit of zero stands for the transcripts outside the panel, so that the shares of the
+    measured genes sum to less than one.
+
+    Parameters
+    ----------
+    n_layers
+        Hidden layers of :math:`f`; 0 leaves the linear map alone.
+    """
+
+    def __init__(
+        self,
+        n_latent: int,
+        n_latent_technical: int,
+        n_output: int,
+        *,
+        n_hidden: int = 256,
+        n_layers: int = 1,
+        dropout: float = 0.0,
+        panel: bool = False,
+    ) -> None:
+        super().__init__()
+        n_in = n_latent + n_latent_technical
+        self.panel = panel
+        self.linear = nn.Linear(n_in, n_output)
+        self.hidden = mlp(n_in, n_hidden, n_layers, dropout=dropout) if n_layers > 0 else None
+        self.deep = zero_init(nn.Linear(n_hidden, n_output, bias=False)) if n_layers > 0 else None
+        self.log_theta = nn.Parameter(torch.zeros(n_output))
+
+    def forward(self, z_int: Tensor, z_tech: Tensor) -> Tensor:
+        """Log share of every gene, shape (n, n_output), float32."""
+        z = torch.cat([z_int, z_tech], dim=-1)
+        logits = self.linear(z)
+        if self.hidden is not None:
+            logits = logits + self.deep(self.hidden(z))
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        if not self.panel:
+            return F.log_softmax(logits, dim=-1)
+        rest = logits.new_zeros((*logits.shape[:-1], 1))
+        return F.log_softmax(torch.cat([logits, rest], dim=-1), dim=-1)[..., :-1]
+
+    @property
+    def theta(self) -> Tensor:
+        """Inverse dispersion per gene, shape (n_output,): variance = mean + mean² / theta."""
+        return self.log_theta.clamp(-12.0, 12.0).exp()

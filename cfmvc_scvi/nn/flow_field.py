@@ -1,0 +1,85 @@
+"""The velocity field: a base field and basis fields weighted by the perturbation's coefficients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cfmvc_scvi.nn.blocks import TimeEmbedding, mlp, zero_init
+
+
+@dataclass(frozen=True)
+class VelocityParts:
+    """Velocity of the base field and of the perturbation's effect, each (n, n_latent)."""
+
+    base: Tensor
+    effect: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """Base plus effect."""
+        return self.base + self.effect
+
+
+class FlowField(nn.Module):
+    r"""Varying-coefficient velocity field.
+
+    .. math:: v(z, t) = v_{base}(z, t, c) + \sum_{k=1}^{K} \alpha_k \, \left[ u_k + b_k(z, t, c) \right]
+
+    with the coefficients :math:`\alpha` from the perturbation adapter. Every basis field is a constant direction
+    :math:`u_k` plus a part that varies over the latent space and starts at zero.
+
+    Parameters
+    ----------
+    n_latent
+        Dimension of the intrinsic latent.
+    n_context
+        Length of the context vector; 0 for none.
+    n_basis
+        Basis fields, K.
+    """
+
+    def __init__(
+        self, n_latent: int, n_context: int, *, n_basis: int = 16, n_hidden: int = 128, n_layers: int = 2
+    ) -> None:
+        super().__init__()
+        self.n_latent = n_latent
+        self.n_basis = n_basis
+        self.time = TimeEmbedding()
+        self.trunk = mlp(n_latent + self.time.n_out + n_context, n_hidden, n_layers, norm=False)
+        for layer in self.trunk:
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+        self.base_head = zero_init(nn.Linear(n_hidden, n_latent))
+        self.basis_head = zero_init(nn.Linear(n_hidden, n_basis * n_latent))
+        self.direction = nn.Parameter(torch.randn(n_basis, n_latent) / n_basis**0.5)
+
+    def forward(self, z: Tensor, t: Tensor, context: Tensor, alpha: Tensor) -> VelocityParts:
+        """Velocity of the cells.
+
+        Parameters
+        ----------
+        z
+            Points, shape (n, n_latent).
+        t
+            Times, shape (n,).
+        context
+            Context vectors, shape (n, n_context).
+        alpha
+            Effect coefficients, shape (n, n_basis); zeros give the base field alone.
+        """
+        h = self._trunk(z, t, context)
+        effect = torch.einsum("nk,nkd->nd", alpha, self._basis(h))
+        return VelocityParts(base=self.base_head(h), effect=effect)
+
+    def basis(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """Basis fields at the points, shape (n, n_basis, n_latent)."""
+        return self._basis(self._trunk(z, t, context))
+
+    def _trunk(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        return self.trunk(torch.cat([z, self.time(t).to(z.dtype), context], dim=-1))
+
+    def _basis(self, h: Tensor) -> Tensor:
+        return self.direction + self.basis_head(h).view(-1, self.n_basis, self.n_latent)

@@ -1,0 +1,100 @@
+"""Training plan of stage 2: the flow on frozen latents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from cfmvc_scvi._types import FlowBatch
+from cfmvc_scvi.module import CFMVCModule
+from cfmvc_scvi.train.modes import check_finite_loss, set_modes
+
+
+class FlowTrainingPlan(LightningModule):
+    """Regresses the velocity field on paths between paired latents.
+
+    Only the context encoder, the perturbation adapter and the velocity field get gradients; the VAE stays in
+    eval mode. At the end the networks hold the exponential moving average of their weights.
+
+    Parameters
+    ----------
+    module
+        The module to train.
+    lr, weight_decay
+        Settings of AdamW; the learning rate falls to zero along a half cosine.
+    ema_decay
+        Decay of the moving average per step; 0 keeps the last weights.
+    """
+
+    def __init__(
+        self, module: CFMVCModule, *, lr: float = 1e-3, weight_decay: float = 1e-4, ema_decay: float = 0.99
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= ema_decay < 1.0:
+            raise ValueError(f"`ema_decay` is {ema_decay}; it must be at least 0 and below 1.")
+        self.module = module
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.ema_decay = ema_decay
+        self._average: dict[str, Tensor] = {}
+
+    def on_fit_start(self) -> None:
+        """Freeze the VAE, train the flow."""
+        self._set_modes()
+        self._average = {name: p.detach().clone() for name, p in self._flow_parameters()}
+
+    def on_train_epoch_start(self) -> None:
+        """Lightning may have changed the modes for validation."""
+        self._set_modes()
+
+    def training_step(self, batch: FlowBatch, batch_idx: int) -> Tensor:
+        """Flow-matching loss at random times."""
+        loss = self.module.flow_loss(
+            batch.z0, batch.z1, torch.rand(len(batch), device=self.device), batch.context, batch.p
+        )
+        check_finite_loss(loss, "stage 2 (flow)", "flow-matching loss", self.current_epoch, "flow_plan_kwargs", self.lr)
+        self.log("flow_loss_train", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: FlowBatch, batch_idx: int) -> None:
+        """Flow-matching loss at fixed, evenly spread times."""
+        t = (torch.arange(len(batch), device=self.device) + 0.5) / len(batch)
+        loss = self.module.flow_loss(batch.z0, batch.z1, t, batch.context, batch.p)
+        self.log("flow_loss_validation", loss, on_step=False, on_epoch=True, batch_size=len(batch))
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Update the moving average; its decay is lower in the first steps, which are further off."""
+        if not self.ema_decay:
+            return
+        decay = min(self.ema_decay, (1.0 + self.global_step) / (10.0 + self.global_step))
+        with torch.no_grad():
+            for name, parameter in self._flow_parameters():
+                self._average[name].lerp_(parameter, 1.0 - decay)
+
+    def on_fit_end(self) -> None:
+        """Put the averaged weights into the networks."""
+        if not self.ema_decay:
+            return
+        with torch.no_grad():
+            for name, parameter in self._flow_parameters():
+                parameter.copy_(self._average[name])
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW with a cosine schedule over all steps."""
+        self._set_modes()
+        optimizer = torch.optim.AdamW(
+            [p for _, p in self._flow_parameters()], lr=self.lr, weight_decay=self.weight_decay
+        )
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _set_modes(self) -> None:
+        set_modes(trained=self.module.flow_parts, frozen=self.module.vae_parts)
+
+    def _flow_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        parts = enumerate(self.module.flow_parts)
+        return [(f"{i}.{name}", p) for i, part in parts for name, p in part.named_parameters()]

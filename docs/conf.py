@@ -1,0 +1,94 @@
+"""Sphinx configuration. Builds without a network; on Read the Docs, links into other projects too."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+TUTORIALS = HERE.parent / "tutorials"
+
+project = "cfmvc_scvi"
+author = "cfmvc_scvi developers"
+project_copyright = "2026, cfmvc_scvi developers"
+version = release = installed_version("cfmvc_scvi")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+if os.environ.get("READTHEDOCS") == "True":
+    extensions.append("sphinx.ext.intersphinx")
+intersphinx_mapping = {
+    "anndata": ("https://anndata.readthedocs.io/en/stable/", None),
+    "numpy": ("https://numpy.org/doc/stable/", None),
+    "pandas": ("https://pandas.pydata.org/docs/", None),
+    "python": ("https://docs.python.org/3/", None),
+    "scanpy": ("https://scanpy.readthedocs.io/en/stable/", None),
+    "scvi": ("https://docs.scvi-tools.org/en/stable/", None),
+    "torch": ("https://docs.pytorch.org/docs/stable/", None),
+}
+
+html_theme = "sphinx_book_theme"
+html_title = "cfmvc_scvi"
+html_theme_options = {"show_toc_level": 2}
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+
+# Docstrings: numpydoc sections, types from the signature alone.
+autosummary_generate = True
+autosummary_ignore_module_all = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+napoleon_google_docstring = False
+napoleon_numpy_docstring = True
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+
+# Notebooks are shown with the outputs that they were committed with; running them is the tests' business.
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"
+
+
+def _copy_tutorials(target: Path) -> None:
+    """Copy the notebooks beside the pages and write the page that lists them."""
+    target.mkdir(exist_ok=True)
+    notebooks = sorted(TUTORIALS.glob("*.ipynb"))
+    for notebook in notebooks:
+        shutil.copy2(notebook, target)
+    lines = [
+        "# Tutorials",
+        "",
+        "`make demo` runs `tutorials/demo.py`, the shortest, on simulated cells.",
+        "",
+    ]
+    if notebooks:
+        lines += ["```{toctree}", ":maxdepth: 1", "", *(notebook.stem for notebook in notebooks), "```", ""]
+    (target / "index.md").write_text("\n".join(lines))
+
+
+def _skip_foreign(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out members that a class has from another library: their own documentation describes them."""
+    if what != "class" or skip:
+        return None
+    function = obj.fget if isinstance(obj, property) else inspect.unwrap(obj) if callable(obj) else None
+    module = getattr(function, "__module__", None)
+    return True if module is None or not module.startswith("cfmvc_scvi") else None
+
+
+def setup(app: Any) -> None:
+    """Register what this configuration adds to Sphinx."""
+    app.connect("autodoc-skip-member", _skip_foreign)
+
+
+_copy_tutorials(HERE / "tutorials")
