@@ -85,7 +85,7 @@ docs: $(PACKAGE_READY) $(DOCS_READY)
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 bench-quality: $(PACKAGE_READY) $(BENCH_READY)
-	$(BIN)/python benchmarks/quality.py $(BENCH_ARGS)
+	$(BIN)/python benchmarks/quality/kang.py $(BENCH_ARGS)
 
 clean:
 	rm -rf build dist demo_output lightning_logs docs/_build docs/generated docs/tutorials

@@ -151,9 +151,7 @@ def make_fold(
             f"{sorted(set(cell_types))}."
         )
     is_held_out = cell_types == held_out
-    in_training = np.isin(cell_types, others if training_types is None else training_types) | (
-        is_held_out & ~perturbed
-    )
+    in_training = np.isin(cell_types, others if training_types is None else training_types) | (is_held_out & ~perturbed)
     training = adata[in_training]
     genes = _expressed(training) if n_genes is None else _variable(training, n_genes)
     training = training[:, genes].copy()
@@ -238,9 +236,7 @@ def _expressed(training: ad.AnnData) -> np.ndarray:
 
 
 def _variable(training: ad.AnnData, n_genes: int) -> np.ndarray:
-    normalised = ad.AnnData(
-        metrics.log1p_cp10k(training.X, training.obs["total_counts"].to_numpy()), var=training.var
-    )
+    normalised = ad.AnnData(metrics.log1p_cp10k(training.X, training.obs["total_counts"].to_numpy()), var=training.var)
     normalised.uns["log1p"] = {"base": None}
     return sc.pp.highly_variable_genes(normalised, flavor="seurat", n_top_genes=n_genes, inplace=False)[
         "highly_variable"

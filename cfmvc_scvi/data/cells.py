@@ -144,8 +144,8 @@ class CellReader:
         if len(missing):
             raise ValueError(
                 f"{len(missing)} of the {len(self.var_names)} genes the model was trained on are not in this AnnData: "
-                f"{list(missing[:5])}{' ...' if len(missing) > 5 else ''}. Genes are matched by `var_names`: check that "
-                "both use the same identifiers (symbols or Ensembl)."
+                f"{list(missing[:5])}{' ...' if len(missing) > 5 else ''}. Genes are matched by `var_names`: check "
+                "that both use the same identifiers (symbols or Ensembl)."
             )
         return matrix[:, columns]
 

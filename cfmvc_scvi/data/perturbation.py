@@ -106,8 +106,8 @@ class PerturbationVocabulary:
 
     @property
     def n_features(self) -> int:
-        """Length of the vector :math:`p`."""
-        return len(next(iter(self._vectors.values()))) if self._vectors else 0
+        """Length of the vector :math:`p`; 1 where there is no perturbation at all."""
+        return len(next(iter(self._vectors.values()))) if self._vectors else 1
 
     @property
     def control_label(self) -> str:
@@ -207,7 +207,7 @@ def find_control_group(levels: Sequence[str], control_group: str | Sequence[str]
         When a given level does not exist, or none or several levels have a usual control name.
     """
     if control_group is not None:
-        wanted = [control_group] if isinstance(control_group, str) else [str(level) for level in control_group]
+        wanted = [str(level) for level in ([control_group] if np.isscalar(control_group) else control_group)]
         missing = [level for level in wanted if level not in levels]
         if missing or not wanted:
             close = [m for level in missing for m in difflib.get_close_matches(level, levels, n=2)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
-from scvi import REGISTRY_KEYS
+from scvi import REGISTRY_KEYS, settings
 from scvi.data.fields import (
     BaseAnnDataField,
     CategoricalJointObsField,
@@ -114,6 +115,10 @@ def resolve_keys(
 
 def validate(adata: AnnData, keys: SetupKeys) -> None:
     """Refuse data the model cannot be right on, with the reason."""
+    if adata.is_view:
+        raise ValueError(
+            "`adata` is a view of another AnnData, and registration writes into it: call `adata = adata.copy()` first."
+        )
     for key in (keys.batch_key, keys.labels_key, keys.perturbation_key, *(keys.categorical_covariate_keys or [])):
         if key is not None:
             _check_categories(adata, key)
@@ -148,9 +153,11 @@ def build_vocabulary(adata: AnnData, keys: SetupKeys) -> dict[str, Any]:
         keys.control_group
     )
     if not members:
-        raise ValueError(
-            f"adata.obs[{keys.perturbation_key!r}] holds only control cells ({keys.control_group}): "
-            "there is no perturbation to learn."
+        warnings.warn(
+            f"adata.obs[{keys.perturbation_key!r}] holds only control cells ({keys.control_group}): the VAE can be "
+            "trained with `train_vae()`, but there is no perturbation for the flow to learn.",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel,
         )
     embedding_key = keys.perturbation_embedding_key
     embedding = None if embedding_key is None else read_embedding(adata.uns[embedding_key], embedding_key)

@@ -21,9 +21,7 @@ _COLUMN_BLOCK = 1024
 def check_array(x: Matrix, name: str, *, allow_mean: bool = False, min_cells: int = 2) -> Matrix:
     """Return ``x`` as finite float64: (cells, genes), CSR where sparse, or (genes,) where allowed."""
     if hasattr(x, "obs") and hasattr(x, "var"):
-        raise TypeError(
-            f"`{name}` is an AnnData; metrics take arrays. Pass its matrix, for instance `{name}.X`."
-        )
+        raise TypeError(f"`{name}` is an AnnData; metrics take arrays. Pass its matrix, for instance `{name}.X`.")
     if sp.issparse(x):
         x = x.tocsr()
         if x.ndim != 2:
@@ -33,9 +31,7 @@ def check_array(x: Matrix, name: str, *, allow_mean: bool = False, min_cells: in
         x = np.asarray(x)
         values = x
     if values.dtype.kind not in "fiub":
-        raise TypeError(
-            f"`{name}` holds {values.dtype} values; expected real numbers (log1p of counts per 10,000)."
-        )
+        raise TypeError(f"`{name}` holds {values.dtype} values; expected real numbers (log1p of counts per 10,000).")
     allowed = (1, 2) if allow_mean else (2,)
     if x.ndim not in allowed:
         shapes = "cells x genes or one mean per gene" if allow_mean else "cells x genes"
@@ -62,9 +58,7 @@ def check_same_genes(**arrays: Matrix) -> int:
     counts = {name: array.shape[-1] for name, array in arrays.items()}
     if len(set(counts.values())) != 1:
         given = ", ".join(f"`{name}` {count}" for name, count in counts.items())
-        raise ValueError(
-            f"Arrays differ in their number of genes: {given}. Give all of them the same genes, in order."
-        )
+        raise ValueError(f"Arrays differ in their number of genes: {given}. Give all of them the same genes, in order.")
     return next(iter(counts.values()))
 
 
@@ -74,14 +68,10 @@ def check_genes(genes: GeneSelection, n_genes: int) -> np.ndarray | slice:
         return slice(None)
     selection = np.asarray(genes)
     if selection.ndim != 1 or selection.size == 0:
-        raise ValueError(
-            f"`genes` has shape {selection.shape}; expected one dimension and at least one gene."
-        )
+        raise ValueError(f"`genes` has shape {selection.shape}; expected one dimension and at least one gene.")
     if selection.dtype == bool:
         if selection.size != n_genes:
-            raise ValueError(
-                f"`genes` is a mask of {selection.size} values; the arrays have {n_genes} genes."
-            )
+            raise ValueError(f"`genes` is a mask of {selection.size} values; the arrays have {n_genes} genes.")
         if not selection.any():
             raise ValueError("`genes` selects no gene; pass `None` for all genes.")
         return np.flatnonzero(selection)
@@ -91,9 +81,7 @@ def check_genes(genes: GeneSelection, n_genes: int) -> np.ndarray | slice:
             "From names: `adata.var_names.get_indexer(names)`."
         )
     if selection.min() < 0 or selection.max() >= n_genes:
-        raise ValueError(
-            f"`genes` reaches from {selection.min()} to {selection.max()}; allowed: 0 to {n_genes - 1}."
-        )
+        raise ValueError(f"`genes` reaches from {selection.min()} to {selection.max()}; allowed: 0 to {n_genes - 1}.")
     if np.unique(selection).size != selection.size:
         raise ValueError("`genes` names a gene more than once; pass each position once.")
     return selection

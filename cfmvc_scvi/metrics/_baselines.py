@@ -103,9 +103,7 @@ def mean_shift(
     return control + weights @ (means[:, 1] - means[:, 0])
 
 
-def additive(
-    control: Matrix, singles: Sequence[Matrix], *, single_control: Matrix | None = None
-) -> np.ndarray:
+def additive(control: Matrix, singles: Sequence[Matrix], *, single_control: Matrix | None = None) -> np.ndarray:
     """Predict a combination as control plus the sum of the changes of its single perturbations.
 
     Parameters
@@ -132,9 +130,7 @@ def additive(
         raise ValueError("`singles` is empty; pass the cells of each single perturbation of the combination.")
     control = cells(control, "control", min_cells=1)
     means = {f"singles[{i}]": mean_profile(single, f"singles[{i}]") for i, single in enumerate(singles)}
-    reference = (
-        control.mean(axis=0) if single_control is None else mean_profile(single_control, "single_control")
-    )
+    reference = control.mean(axis=0) if single_control is None else mean_profile(single_control, "single_control")
     check_same_genes(control=control, single_control=reference, **means)
     return control + sum(mean - reference for mean in means.values())
 
@@ -176,9 +172,7 @@ def ridge_embedding(
     x, y = check_array(embedding, "embedding", min_cells=1), check_array(deltas, "deltas", min_cells=1)
     new = check_array(new_embedding, "new_embedding", min_cells=1)
     if x.shape[0] != y.shape[0]:
-        raise ValueError(
-            f"`embedding` has {x.shape[0]} and `deltas` {y.shape[0]} perturbations; give one row each."
-        )
+        raise ValueError(f"`embedding` has {x.shape[0]} and `deltas` {y.shape[0]} perturbations; give one row each.")
     if x.shape[1] != new.shape[1]:
         raise ValueError(f"`embedding` has {x.shape[1]} and `new_embedding` {new.shape[1]} features.")
     w = np.ones(len(x)) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -197,13 +191,9 @@ def ridge_embedding(
 def check_training(training: Training) -> dict[str, tuple[Matrix, Matrix]]:
     """Return the training contexts as validated matrices of the same genes; a condition may be empty."""
     if not isinstance(training, Mapping):
-        raise TypeError(
-            f"`training` is {type(training).__name__}; expected a mapping context -> (control, perturbed)."
-        )
+        raise TypeError(f"`training` is {type(training).__name__}; expected a mapping context -> (control, perturbed).")
     if not training:
-        raise ValueError(
-            "`training` is empty; it needs at least one context with control and perturbed cells."
-        )
+        raise ValueError("`training` is empty; it needs at least one context with control and perturbed cells.")
     checked = {}
     for context, pair in training.items():
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:

@@ -49,15 +49,11 @@ def log1p_cp10k(counts: Matrix, library: np.ndarray | None = None) -> Matrix:
     counts = check_array(counts, "counts", min_cells=0)
     values = counts.data if sp.issparse(counts) else counts
     if values.size and values.min() < 0:
-        raise ValueError(
-            f"`counts` holds negative values (down to {values.min():g}); expected counts, not logs."
-        )
+        raise ValueError(f"`counts` holds negative values (down to {values.min():g}); expected counts, not logs.")
     row_sums = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
     size = row_sums if library is None else np.asarray(library, dtype=np.float64).ravel()
     if size.shape != row_sums.shape:
-        raise ValueError(
-            f"`library` has {size.size} value(s) for {row_sums.size} cell(s); give one for each cell."
-        )
+        raise ValueError(f"`library` has {size.size} value(s) for {row_sums.size} cell(s); give one for each cell.")
     unusable = ~(np.isfinite(size) & (size > 0)) & (row_sums > 0)
     if unusable.any():
         raise ValueError(
@@ -101,9 +97,7 @@ def pearson_delta(pred: Matrix, truth: Matrix, control: Matrix, *, genes: GeneSe
     return _correlation_from(pred, truth, control, genes, "control", "pearson_delta")
 
 
-def pearson_delta_centroid(
-    pred: Matrix, truth: Matrix, centroid: Matrix, *, genes: GeneSelection = None
-) -> float:
+def pearson_delta_centroid(pred: Matrix, truth: Matrix, centroid: Matrix, *, genes: GeneSelection = None) -> float:
     """Correlate predicted and true change from the centroid of perturbed cells (Systema's reference).
 
     What all perturbations (or the same perturbation in all other contexts) share is in ``centroid`` and so
@@ -175,9 +169,7 @@ def mse_delta(
         return error
     true_delta = truth_mean - control_mean
     if _is_zero(true_delta, truth_mean, control_mean):
-        return undefined(
-            "mse_delta(normalize=True)", "truth and control have the same means, so there is no change"
-        )
+        return undefined("mse_delta(normalize=True)", "truth and control have the same means, so there is no change")
     return error / float(np.mean(true_delta**2))
 
 
@@ -217,9 +209,7 @@ def _is_zero(delta: np.ndarray, *parts: np.ndarray) -> bool:
 def _correlation_from(
     pred: Matrix, truth: Matrix, reference: Matrix, genes: GeneSelection, reference_name: str, metric: str
 ) -> float:
-    pred_mean, truth_mean, reference_mean = _means(
-        genes, pred=pred, truth=truth, **{reference_name: reference}
-    )
+    pred_mean, truth_mean, reference_mean = _means(genes, pred=pred, truth=truth, **{reference_name: reference})
     pred_delta, true_delta = pred_mean - reference_mean, truth_mean - reference_mean
     if pred_delta.size < 2:
         return undefined(metric, "a correlation needs at least two genes")
@@ -228,9 +218,7 @@ def _correlation_from(
     if _is_zero(pred_delta, pred_mean, reference_mean):
         return 0.0
     if _is_zero(pred_delta - pred_delta.mean(), pred_mean, reference_mean):
-        return undefined(
-            metric, f"the predicted change from {reference_name} is the same, not zero, for all genes"
-        )
+        return undefined(metric, f"the predicted change from {reference_name} is the same, not zero, for all genes")
     pred_delta, true_delta = pred_delta - pred_delta.mean(), true_delta - true_delta.mean()
     cosine = pred_delta @ true_delta / (np.linalg.norm(pred_delta) * np.linalg.norm(true_delta))
     return float(np.clip(cosine, -1.0, 1.0))

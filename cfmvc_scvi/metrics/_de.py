@@ -157,9 +157,7 @@ def direction_accuracy(pred: Matrix, truth: Matrix, control: Matrix, *, alpha: f
     significant = significant_genes(truth, control, alpha)
     if not significant.any():
         return undefined("direction_accuracy", f"no gene is significant in truth at {alpha:g}")
-    return sign_agreement(
-        pred_mean, mean_profile(truth, "truth"), mean_profile(control, "control"), significant
-    )
+    return sign_agreement(pred_mean, mean_profile(truth, "truth"), mean_profile(control, "control"), significant)
 
 
 def significant_genes(truth: Matrix, control: Matrix, alpha: float) -> np.ndarray:
@@ -167,9 +165,7 @@ def significant_genes(truth: Matrix, control: Matrix, alpha: float) -> np.ndarra
     return benjamini_hochberg(_welch(truth, control).pvalue) < alpha
 
 
-def sign_agreement(
-    pred_mean: np.ndarray, truth_mean: np.ndarray, control_mean: np.ndarray, genes: np.ndarray
-) -> float:
+def sign_agreement(pred_mean: np.ndarray, truth_mean: np.ndarray, control_mean: np.ndarray, genes: np.ndarray) -> float:
     """Return the share of ``genes`` changed in the true direction; a predicted zero counts one half."""
     pred_mean, truth_mean, control_mean = pred_mean[genes], truth_mean[genes], control_mean[genes]
     predicted, true = pred_mean - control_mean, truth_mean - control_mean

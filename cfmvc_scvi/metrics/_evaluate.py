@@ -165,9 +165,7 @@ def evaluate(
     if truth.shape[0] >= 4:
         raw.loc[CEILING] = _ceiling(task, chosen, n_splits, seed)
     else:
-        warnings.warn(
-            f"No ceiling: a split needs 4 true cells, given {truth.shape[0]}.", UserWarning, stacklevel=2
-        )
+        warnings.warn(f"No ceiling: a split needs 4 true cells, given {truth.shape[0]}.", UserWarning, stacklevel=2)
     baseline = MEAN_SHIFT if training is not None else NO_CHANGE
     table = pd.concat({"raw": raw, "scaled": _scaled(raw, baseline)}, axis=1, names=["kind", "metric"])
     table.index.name = "prediction"
@@ -250,9 +248,7 @@ def _warn_scale(x: np.ndarray, name: str, *, predicted: bool = False) -> None:
     if predicted:  # a prediction may leave the range, as control plus a shift does
         strange = high > 1.5 * _LARGEST_LOG1P_CP10K
     else:
-        strange = (
-            high > _LARGEST_LOG1P_CP10K + 1e-3 or low < 0 or (high > 1 and np.array_equal(x, np.rint(x)))
-        )
+        strange = high > _LARGEST_LOG1P_CP10K + 1e-3 or low < 0 or (high > 1 and np.array_equal(x, np.rint(x)))
     if strange:
         warnings.warn(
             f"`{name}` does not look like log1p of counts per 10,000: it reaches from {low:g} to {high:g} "
@@ -268,15 +264,11 @@ def _gene_names(gene_names: Sequence[str] | None, n_genes: int) -> pd.Index | No
         return None
     names = pd.Index(gene_names)
     if len(names) != n_genes or not names.is_unique:
-        raise ValueError(
-            f"`gene_names` holds {len(names)} names ({names.nunique()} different) for {n_genes} genes."
-        )
+        raise ValueError(f"`gene_names` holds {len(names)} names ({names.nunique()} different) for {n_genes} genes.")
     return names
 
 
-def _de_genes(
-    de_genes: Any, names: pd.Index | None, truth: np.ndarray, control: np.ndarray, top_n: int
-) -> np.ndarray:
+def _de_genes(de_genes: Any, names: pd.Index | None, truth: np.ndarray, control: np.ndarray, top_n: int) -> np.ndarray:
     if de_genes is None:
         return top_de_genes(truth, control, top_n)
     selection = np.asarray(de_genes)
@@ -299,17 +291,13 @@ def _set_projection(task: _Task, training: Training | None, pcs: Any, metrics: S
     elif hasattr(pcs, "transform"):
         task.projection = pcs
     else:
-        raise TypeError(
-            f"`pcs` is {type(pcs).__name__}; allowed: a number, a fitted object with `transform`, or None."
-        )
+        raise TypeError(f"`pcs` is {type(pcs).__name__}; allowed: a number, a fitted object with `transform`, or None.")
     if training is not None:
         task.set_populations(training)
 
 
 def _metric_names(metrics: Sequence[str] | None, task: _Task) -> list[str]:
-    missing = (_NEED_TRAINING if task.centroid is None else set()) | (
-        _NEED_PCS if task.projection is None else set()
-    )
+    missing = (_NEED_TRAINING if task.centroid is None else set()) | (_NEED_PCS if task.projection is None else set())
     if metrics is None:
         return [metric for metric in METRICS if metric not in missing]
     unknown = [metric for metric in metrics if metric not in METRICS]
@@ -317,9 +305,7 @@ def _metric_names(metrics: Sequence[str] | None, task: _Task) -> list[str]:
         raise ValueError(f"`metrics` names {unknown}; allowed: {', '.join(METRICS)}.")
     impossible = [metric for metric in metrics if metric in missing]
     if impossible:
-        raise ValueError(
-            f"{impossible} need `training` (and, on components, `pcs`); pass them or leave these out."
-        )
+        raise ValueError(f"{impossible} need `training` (and, on components, `pcs`); pass them or leave these out.")
     return list(metrics)
 
 

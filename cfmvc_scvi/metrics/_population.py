@@ -45,9 +45,7 @@ class Agreement:
     n_genes: int
 
 
-def energy_distance(
-    pred: Matrix, truth: Matrix, *, genes: GeneSelection = None, biased: bool = False
-) -> float:
+def energy_distance(pred: Matrix, truth: Matrix, *, genes: GeneSelection = None, biased: bool = False) -> float:
     """Energy distance of two populations, with Euclidean distance that is **not** squared.
 
     ``2 E|X - Y| - E|X - X'| - E|Y - Y'|``, zero exactly where the distributions are equal. With squared
@@ -84,9 +82,7 @@ def energy_distance(
     """
     x, y = _pair(pred, truth, genes)
     return (
-        2 * _mean_between(x, y, _euclidean)
-        - _mean_within(x, _euclidean, biased)
-        - _mean_within(y, _euclidean, biased)
+        2 * _mean_between(x, y, _euclidean) - _mean_within(x, _euclidean, biased) - _mean_within(y, _euclidean, biased)
     )
 
 
@@ -329,7 +325,5 @@ def _median_gamma(pooled: np.ndarray) -> float:
     squared = _squared(pooled, pooled)[upper]
     median = float(np.median(np.sqrt(squared)))
     if median == 0:
-        raise ValueError(
-            "More than half of all pairs of cells coincide: their median distance is 0. Give a number."
-        )
+        raise ValueError("More than half of all pairs of cells coincide: their median distance is 0. Give a number.")
     return 1.0 / (2 * median**2)

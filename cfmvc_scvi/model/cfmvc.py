@@ -63,8 +63,8 @@ class CFMVC(
     n_hidden_flow
         Units per hidden layer of the velocity field.
     flow_source
-        ``"control"``: the flow starts at control cells. ``"noise"``: it starts at a standard normal, and a cell is first
-        taken back to noise by the base flow.
+        ``"control"``: the flow starts at control cells. ``"noise"``: it starts at a standard normal, and a cell is
+        first taken back to noise by the base flow.
     coupling
         ``"ot"``: sources and targets of stage 2 are paired by optimal transport. ``"independent"``: at random.
     **module_kwargs
@@ -162,8 +162,8 @@ class CFMVC(
         layer
             Layer that holds the counts; ``None`` takes ``adata.X``.
         batch_key
-            Column of ``obs`` with the batch. :data:`~cfmvc_scvi.AUTO` takes ``"batch"`` when it is there, ``None`` has no
-            batches.
+            Column of ``obs`` with the batch. :data:`~cfmvc_scvi.AUTO` takes ``"batch"`` when it is there, ``None``
+            has no batches.
         labels_key
             Column of ``obs`` with the cell type; AUTO takes ``"cell_type"``.
         perturbation_key

@@ -41,8 +41,8 @@ def expected_counts(
 
     .. math:: y' = \max\left(0,\; y + \Delta + (k - 1)(y - m)\right), \qquad y = \log(1 + 10^4 x / L)
 
-    solved for the counts as :math:`x' = x + (x + L / 10^4)(e^{y' - y} - 1)`, so that :math:`\Delta = 0, k = 1` returns :math:`x`
-    to the bit.
+    solved for the counts as :math:`x' = x + (x + L / 10^4)(e^{y' - y} - 1)`, so that :math:`\Delta = 0, k = 1`
+    returns :math:`x` to the bit.
 
     Parameters
     ----------

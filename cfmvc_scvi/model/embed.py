@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from scvi.model.base import RNASeqMixin, VAEMixin
 
 from cfmvc_scvi.data.cells import CellTable
 from cfmvc_scvi.model.latents import CellPosterior, concatenate
+from cfmvc_scvi.model.persist import align_genes
 
 
 class EmbeddingMixin(RNASeqMixin, VAEMixin):
@@ -56,6 +57,16 @@ class EmbeddingMixin(RNASeqMixin, VAEMixin):
             "technical": _value(posterior.technical_mean, posterior.technical_scale, rng),
         }
         return np.concatenate(list(parts.values()), axis=1) if latent == "both" else parts[latent]
+
+    def _validate_anndata(self, adata: AnnData | None = None, **kwargs: Any) -> AnnData:
+        """New data for scvi-tools' own methods: genes aligned by name on a copy, unknown categories refused.
+
+        scvi-tools compares the number of genes alone, and overlooks a new category that is 0 or False.
+        """
+        if adata is not None and adata is not self.adata:
+            adata = align_genes(adata, self.get_var_names())
+            self._reader().read(adata)
+        return super()._validate_anndata(adata, **kwargs)
 
     def _cells(
         self, adata: AnnData | None, indices: Sequence[int] | None = None, batch: str | None = None

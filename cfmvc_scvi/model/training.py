@@ -20,8 +20,8 @@ from cfmvc_scvi.train import FlowTrainingPlan, VAETrainingPlan, run_stage
 
 #: Cells that the start values of stage 1 are computed from.
 _INIT_CELLS = 20_000
-#: Optimiser steps of each stage when the number of epochs is not given.
-_VAE_STEPS, _FLOW_STEPS = 900, 1500
+#: Optimiser steps of each stage when the number of epochs is not given; the flow takes more for every perturbation.
+_VAE_STEPS, _FLOW_STEPS, _FLOW_STEPS_EACH = 900, 700, 20
 
 
 class TrainingMixin:
@@ -134,6 +134,8 @@ class TrainingMixin:
         """Stage 2 alone, on the split of stage 1; the VAE keeps every bit. The arguments are those of :meth:`train`."""
         self._require_adata("train")
         self._require_vae("train the flow")
+        if not self.vocabulary.names:
+            raise ValueError("All cells are control cells: there is no perturbation for the flow to learn.")
         cache = self._cache_latents()
         plan = FlowTrainingPlan(self.module, **(plan_kwargs or {}))
         data = LatentDataModule(
@@ -149,7 +151,7 @@ class TrainingMixin:
             self,
             plan,
             data,
-            max_epochs=max_epochs or _epochs(_FLOW_STEPS, len(self._split.train), batch_size),
+            max_epochs=max_epochs or _epochs(self._flow_steps(), len(self._split.train), batch_size),
             accelerator=accelerator,
             devices=devices,
             **_trainer_kwargs(trainer_kwargs, early_stopping, "flow_loss_validation", len(self._split.validation)),
@@ -221,6 +223,9 @@ class TrainingMixin:
         labels = cache.cells.context.labels.numpy()[train]
         pairs = sorted(set(zip(cache.condition[train].tolist(), labels.tolist(), strict=True)))
         self.trained_conditions_ = [(cache.conditions[code].key, label) for code, label in pairs]
+
+    def _flow_steps(self) -> int:
+        return _FLOW_STEPS + _FLOW_STEPS_EACH * len(self.vocabulary.names)
 
     def _require_adata(self, task: str) -> None:
         if self.adata is None:

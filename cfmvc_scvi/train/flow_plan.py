@@ -30,7 +30,7 @@ class FlowTrainingPlan(LightningModule):
     """
 
     def __init__(
-        self, module: CFMVCModule, *, lr: float = 1e-3, weight_decay: float = 1e-4, ema_decay: float = 0.99
+        self, module: CFMVCModule, *, lr: float = 1e-3, weight_decay: float = 0.1, ema_decay: float = 0.99
     ) -> None:
         super().__init__()
         if not 0.0 <= ema_decay < 1.0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 from pathlib import Path
 
 import anndata as ad
@@ -14,7 +13,6 @@ import pytest
 from cfmvc_scvi import data
 from cfmvc_scvi.data.datasets import CONVENTIONAL, DATASETS
 
-FOLDER = Path(os.environ.get("CFMVC_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data")
 SHAPES = {
     "kang2018": (3498, 4805),
     "papalexi2021": (20729, 290),
@@ -24,16 +22,6 @@ SHAPES = {
     "wang2018_starmap": (3704, 158),
     "moffitt2018_merfish": (15848, 135),
 }
-
-
-def load(name: str) -> ad.AnnData:
-    """A real data set; its absence is a skip, but a failure under CI=true."""
-    if not (FOLDER / f"{DATASETS[name].file}.h5ad").is_file():
-        reason = f"{DATASETS[name].file}.h5ad is not in {FOLDER} (set CFMVC_DATA)"
-        if os.environ.get("CI", "").lower() == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return getattr(data, name)(path=FOLDER)
 
 
 def small(columns: dict[str, list[str]]) -> ad.AnnData:
@@ -110,8 +98,8 @@ def test_another_file_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_real_data_have_the_conventional_columns(name):
-    adata = load(name)
+def test_real_data_have_the_conventional_columns(name, real_data):
+    adata = real_data(name)
     assert adata.shape == SHAPES[name]
     for column in CONVENTIONAL:
         assert isinstance(adata.obs[column].dtype, pd.CategoricalDtype)
@@ -124,23 +112,23 @@ def test_real_data_have_the_conventional_columns(name):
     assert bool((values == np.round(values)).all()) == (name != "moffitt2018_merfish")
 
 
-def test_kang_values():
-    adata = load("kang2018")
+def test_kang_values(real_data):
+    adata = real_data("kang2018")
     assert set(adata.obs["perturbation"]) == {"control", "IFNB"}
     assert adata.obs["batch"].nunique() == 8
     assert ((adata.obs["perturbation"] == "IFNB") == (adata.obs["condition"] == "stim")).all()
 
 
-def test_gasperini_controls_are_one_level():
-    adata = load("gasperini2019")
+def test_gasperini_controls_are_one_level(real_data):
+    adata = real_data("gasperini2019")
     control = adata.obs["perturbation"] == "control"
     assert control.sum() == 34411
     assert set(adata.obs.loc[control, "perturbation_original"]) == {"control", "non-targeting"}
     assert (np.asarray(adata.obsm["guide_presence"])[control].sum(axis=1) == 0).all()
 
 
-def test_starmap_unassigned_cells():
-    adata = load("wang2018_starmap")
+def test_starmap_unassigned_cells(real_data):
+    adata = real_data("wang2018_starmap")
     assert "unassigned" in adata.obs["cell_type"].cat.categories
     assert (adata.obs.loc[adata.obs["cell_type"] == "unassigned", "cell_type_original"] == "NA").all()
     assert adata.obsm["spatial"].shape == (3704, 2)

@@ -53,9 +53,7 @@ def test_mean_shift_by_hand(training, control):
 def test_mean_perturbed_by_hand(training, control):
     b, nk = training["B"][1].mean(0), training["NK"][1].mean(0)
     np.testing.assert_allclose(mean_perturbed(training, min_cells=5), (b + nk) / 2)
-    np.testing.assert_allclose(
-        mean_perturbed(training, min_cells=5, weighting="cells"), (7 * b + 40 * nk) / 47
-    )
+    np.testing.assert_allclose(mean_perturbed(training, min_cells=5, weighting="cells"), (7 * b + 40 * nk) / 47)
     moved = mean_perturbed(training, control=control, min_cells=5)
     np.testing.assert_allclose(moved.mean(0), (b + nk) / 2)
     np.testing.assert_allclose(moved - moved.mean(0), control - control.mean(0))

@@ -84,6 +84,12 @@ def test_rows_and_scale(task):
     assert table.attrs["baseline"] == "mean shift"
 
 
+def test_the_control_of_the_context_counts_as_a_measured_population(task):
+    task["training"] = {"far": (draw(30, 3, 3), draw(30, -3, 4))}
+    table = evaluate(draw(55, 0.55, 9), **task, metrics=["relative_mmd"])
+    assert table["raw"].loc["no change", "relative_mmd"] == pytest.approx(1, rel=1e-9)
+
+
 def test_scaled_is_nan_where_the_ceiling_leaves_no_room(task):
     task["training"] = {"same": (task["control"], task["truth"])}
     table = evaluate(task["truth"], **task, metrics=["mse_mean", "energy_distance", "pearson_delta"])

@@ -120,9 +120,7 @@ def test_interferon_genes_lead_the_differential_expression(protocol, kang_counts
 def test_the_issue_table_is_reproduced(protocol, kang_counts):
     """Mean over seven folds of the rows that need no model, as published with the protocol."""
     folds = protocol.kang_folds(kang_counts)
-    table = protocol.mean_over_folds(
-        {t: protocol.score(protocol.make_fold(kang_counts, t), {}) for t in folds}
-    )
+    table = protocol.mean_over_folds({t: protocol.score(protocol.make_fold(kang_counts, t), {}) for t in folds})
     expected = {
         "no change": [0, 0, 0.060, 1.087, 6.50, 6.73, 1.26, 0.500, 0.69],
         "control + mean shift": [0.747, 0.824, 0.029, 0.402, 2.66, 2.70, 0.93, 0.959, 0.69],
@@ -142,9 +140,7 @@ def test_averaging_over_contexts_is_the_stronger_shift_on_kang(protocol, kang_co
         fold = protocol.make_fold(kang_counts, held_out)
         truth, control = protocol.lognorm(fold.truth), protocol.lognorm(fold.control)
         for weighting, values in scores.items():
-            pred = metrics.mean_shift(
-                control, fold.contexts, weighting=weighting, min_cells=protocol.MIN_CELLS
-            )
+            pred = metrics.mean_shift(control, fold.contexts, weighting=weighting, min_cells=protocol.MIN_CELLS)
             values.append(metrics.pearson_delta(pred, truth, control))
     assert np.mean(scores["contexts"]) == pytest.approx(0.747, abs=0.001)
     assert np.mean(scores["cells"]) == pytest.approx(0.732, abs=0.003)

@@ -89,9 +89,7 @@ def test_mmd_against_sklearn_kernel_and_named_gammas(pair):
     median = np.median(pairwise_distances(pooled)[np.triu_indices(len(pooled), 1)])
     for name, gamma in (("median", 1 / (2 * median**2)), ("dim", 1 / 5)):
         x, y = pair
-        expected = (
-            sum(rbf_kernel(a, gamma=gamma).mean() for a in pair) - 2 * rbf_kernel(x, y, gamma=gamma).mean()
-        )
+        expected = sum(rbf_kernel(a, gamma=gamma).mean() for a in pair) - 2 * rbf_kernel(x, y, gamma=gamma).mean()
         assert mmd_rbf(x, y, gamma=name, biased=True) == pytest.approx(expected, abs=1e-12)
     assert mmd_rbf(*pair) == mmd_rbf(*pair, gamma="median", biased=False)
 

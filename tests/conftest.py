@@ -1,0 +1,125 @@
+"""Fixtures that every test may use: seeds, small simulated screens, models trained for a few steps, real data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import scvi
+from anndata import AnnData
+
+from cfmvc_scvi import CFMVC, data
+from cfmvc_scvi.data.datasets import DATASETS
+
+#: Networks small enough for a test.
+SMALL = {"n_latent": 6, "n_latent_technical": 3, "n_hidden": 16, "n_basis": 4, "n_hidden_flow": 16}
+#: Trainer arguments of every test.
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
+
+
+@contextmanager
+def seeded(seed: int = 0) -> Iterator[None]:
+    """Set the seed of scvi-tools, and give back the earlier one."""
+    earlier = scvi.settings.seed
+    scvi.settings.seed = seed
+    try:
+        yield
+    finally:
+        scvi.settings.seed = earlier
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> Iterator[None]:
+    """Every test starts from seed 0 and leaves the setting as it was."""
+    with seeded():
+        yield
+
+
+def simulate(**changes) -> AnnData:
+    arguments = {"n_cells": 300, "n_genes": 60, "n_cell_types": 2, "n_perturbations": 3, "n_pairs": 1} | changes
+    return data.simulate_perturbation(**arguments)
+
+
+@pytest.fixture(scope="session", name="simulate")
+def _simulate() -> Callable[..., AnnData]:
+    """Function that simulates 300 cells x 60 genes: 2 types, 2 batches, P1 to P3, one pair; keywords change that."""
+    return simulate
+
+
+@pytest.fixture
+def simulated() -> AnnData:
+    """A simulated screen of its own for every test."""
+    return simulate()
+
+
+def build(adata: AnnData, setup: dict | None = None, **model_kwargs) -> CFMVC:
+    CFMVC.setup_anndata(adata, **({"combination_delimiter": "+"} if setup is None else setup))
+    return CFMVC(adata, **(SMALL | model_kwargs))
+
+
+def fit(model: CFMVC, **train_kwargs) -> CFMVC:
+    with seeded():
+        model.train(**({"vae_max_epochs": 2, "flow_max_epochs": 2} | QUIET | train_kwargs))
+    return model
+
+
+@pytest.fixture(scope="session", name="build")
+def _build() -> Callable[..., CFMVC]:
+    """Function ``build(adata, setup=None, **model_kwargs)``: a small model from seed 0, not trained."""
+
+    def build_seeded(*args, **kwargs) -> CFMVC:
+        with seeded():
+            return build(*args, **kwargs)
+
+    return build_seeded
+
+
+@pytest.fixture(scope="session", name="fit")
+def _fit() -> Callable[..., CFMVC]:
+    """Function ``fit(model, **train_kwargs)``: two epochs of each stage from seed 0; returns the model."""
+    return fit
+
+
+@pytest.fixture(scope="session")
+def quiet() -> dict:
+    """Trainer arguments: on the CPU, without progress bars."""
+    return dict(QUIET)
+
+
+@pytest.fixture(scope="session")
+def trained() -> CFMVC:
+    """A trained model of a simulated screen. Shared by all tests: do not train it, nor change its data."""
+    with seeded():
+        return fit(build(simulate()), vae_max_epochs=6, flow_max_epochs=20)
+
+
+@pytest.fixture(scope="session")
+def trained_noise() -> CFMVC:
+    """The same with a flow that starts at noise."""
+    with seeded():
+        return fit(build(simulate(), flow_source="noise"), vae_max_epochs=6, flow_max_epochs=20)
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Folder with the public data sets: ``CFMVC_DATA``, or ``../shared/data`` beside the project."""
+    return Path(os.environ.get("CFMVC_DATA") or Path(__file__).parents[1] / ".." / "shared" / "data")
+
+
+@pytest.fixture
+def real_data(data_folder: Path) -> Callable[[str], AnnData]:
+    """Function that loads a public data set; its absence is a skip, but a failure under CI=true."""
+
+    def load(name: str) -> AnnData:
+        file = f"{DATASETS[name].file}.h5ad"
+        if not (data_folder / file).is_file():
+            reason = f"{file} is not in {data_folder} (set CFMVC_DATA)"
+            if os.environ.get("CI", "").lower() == "true":
+                pytest.fail(reason)
+            pytest.skip(reason)
+        return getattr(data, name)(path=data_folder)
+
+    return load
