@@ -25,6 +25,8 @@ BENCH_ARGS ?=
 export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export MPLBACKEND := Agg
+# numba's threads beside torch's make both slow on few cores.
+export NUMBA_NUM_THREADS := 1
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import rich.pretty  # noqa: F401  # scvi-tools' view_anndata_setup() uses it without importing it
 import torch
 from scvi.module._constants import MODULE_KEYS
 

@@ -69,7 +69,11 @@ def _copy_tutorials(target: Path) -> None:
     lines = [
         "# Tutorials",
         "",
-        "`make demo` runs `tutorials/demo.py`, the shortest, on simulated cells.",
+        "`make demo` runs `tutorials/demo.py`, the shortest, on simulated cells whose true counterfactuals are",
+        "known; it writes a picture and a table into `demo_output/`.",
+        "",
+        "The notebooks below are shown as they were run. Set the environment variable `CFMVC_TUTORIAL_EPOCHS=2`",
+        "for a trial run of one of them, or of the demo, that shows only that everything works.",
         "",
     ]
     if notebooks:

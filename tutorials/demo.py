@@ -142,10 +142,10 @@ def report(table: pd.DataFrame, cells: dict[str, np.ndarray]) -> None:
     print(table.T.to_string(float_format="{:.3f}".format, na_rep="-"))
     print(
         "\nPearson-Δ: correlation over genes of predicted and real mean change of log1p CP10k. MSE: of the means.\n"
-        "E-dist.: energy distance between predicted and real cells; lower is better, for MSE too. Ceiling: one half of\n"
-        "the real cells against the other. The last two rows compare with the true counterfactuals of the same cells:\n"
-        "the mean change over genes, and how the change of each cell departs from the mean. Effects in this simulation\n"
-        "add up on the log scale, so the shift is hard to beat on means; but it moves every cell alike.\n"
+        "E-dist.: energy distance between predicted and real cells; lower is better, for MSE too. Ceiling: one half\n"
+        "of the real cells against the other. The last two rows compare with the true counterfactuals of the same\n"
+        "cells: the mean change over genes, and how the change of each cell departs from the mean. Effects add up on\n"
+        "the log scale here, so the shift is hard to beat on means; but it moves every cell alike.\n"
     )
     print(f"Written: {OUTPUT / 'demo.png'}, {OUTPUT / 'demo.csv'}")
 
@@ -211,9 +211,10 @@ def draw_components(ax: plt.Axes, cells: dict[str, np.ndarray]) -> None:
     """Cells on principal components: the one on which control and real differ most, and the largest other one."""
     components = metrics.fit_pcs([cells["control"], cells["real"]], 10)
     points = {name: components.transform(values) for name, values in cells.items()}
-    difference = np.abs(points["real"].mean(axis=0) - points["control"].mean(axis=0))
-    x = int(np.argmax(difference))
+    difference = points["real"].mean(axis=0) - points["control"].mean(axis=0)
+    x = int(np.argmax(np.abs(difference)))
     y = 1 if x == 0 else 0
+    points = {name: z * np.sign(difference) for name, z in points.items()}  # real to the right of control
     for name, z in points.items():
         ax.scatter(z[:, x], z[:, y], s=16, color=COLORS[name], alpha=0.5, lw=0, label=name)
     for name, z in points.items():

@@ -125,6 +125,7 @@ def make_fold(
     held_out: str,
     n_genes: int | None = 2000,
     training_types: Sequence[str] | None = None,
+    include: Sequence[str] = (),
 ) -> Fold:
     """Hold out the stimulated cells of one type.
 
@@ -140,6 +141,8 @@ def make_fold(
     training_types
         Cell types of which cells are training data, beside the controls of ``held_out``. ``None``: all
         others.
+    include
+        Genes to take beside the variable ones.
     """
     cell_types = adata.obs[CELL_TYPE].astype(str).to_numpy()
     perturbed = (adata.obs[CONDITION].astype(str) == PERTURBED).to_numpy()
@@ -154,6 +157,7 @@ def make_fold(
     in_training = np.isin(cell_types, others if training_types is None else training_types) | (is_held_out & ~perturbed)
     training = adata[in_training]
     genes = _expressed(training) if n_genes is None else _variable(training, n_genes)
+    genes = genes | adata.var_names.isin(include)
     training = training[:, genes].copy()
     control = adata[is_held_out & ~perturbed, genes].copy()
     truth = adata[is_held_out & perturbed, genes].copy()

@@ -58,6 +58,8 @@ class PairLoader:
         Seed of the first pass.
     fixed
         Draw the same pairs in every pass (for validation).
+    spare_controls
+        Control rows to pair with where ``rows`` holds no control cell.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class PairLoader:
         *,
         seed: int = 0,
         fixed: bool = False,
+        spare_controls: np.ndarray | None = None,
     ) -> None:
         self.data = data
         self.rows = rows
@@ -79,7 +82,9 @@ class PairLoader:
         self.seed = seed
         self.fixed = fixed
         self._passes = 0
-        self._groups = _group_rows(data, rows)
+        self._groups = _group_rows(data, rows, spare_controls, need_controls=source == "control")
+        if not self._groups:
+            raise ValueError(f"None of the {len(rows)} cells can be paired: there is no control cell among them.")
 
     def __len__(self) -> int:
         return max(1, -(-len(self.rows) // self.batch_size))
@@ -133,6 +138,7 @@ class LatentDataModule(LightningDataModule):
         super().__init__()
         self.train_idx, self.val_idx, self.test_idx = split.as_list()
         self.n_train, self.n_val = len(self.train_idx), len(self.val_idx)
+        self._train_controls = self.train_idx[data.condition[self.train_idx] == 0]
         self._make = lambda rows, **kwargs: PairLoader(data, rows, coupling, source, batch_size, seed=seed, **kwargs)
 
     def train_dataloader(self) -> PairLoader:
@@ -141,26 +147,31 @@ class LatentDataModule(LightningDataModule):
 
     def val_dataloader(self) -> PairLoader | list:
         """Pairs of the validation cells, the same in every epoch."""
-        return self._make(self.val_idx, fixed=True) if self.n_val else []
+        return self._make(self.val_idx, fixed=True, spare_controls=self._train_controls) if self.n_val else []
 
     def transfer_batch_to_device(self, batch: FlowBatch, device: torch.device, dataloader_idx: int) -> FlowBatch:
         """Move a batch to the device of the network."""
         return batch.to(device)
 
 
-def _group_rows(data: LatentData, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray | None]]:
+def _group_rows(
+    data: LatentData, rows: np.ndarray, spare_controls: np.ndarray | None, *, need_controls: bool
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
     """Target rows by condition and cell type, with the rows of their controls; ``None`` for control targets."""
     labels = data.context.labels.numpy()[rows]
     condition = data.condition[rows]
-    all_controls = rows[condition == 0]
+    pool = rows[condition == 0]
+    if not len(pool) and spare_controls is not None:
+        pool = spare_controls
+    pool_labels = data.context.labels.numpy()[pool]
     groups: list[tuple[np.ndarray, np.ndarray | None]] = []
     for code, label in sorted(set(zip(condition.tolist(), labels.tolist(), strict=True))):
         targets = rows[(condition == code) & (labels == label)]
         if code == 0:
             groups.append((targets, None))
             continue
-        controls = rows[(condition == 0) & (labels == label)]
-        sources = controls if len(controls) else all_controls
-        if len(sources):
+        controls = pool[pool_labels == label]
+        sources = controls if len(controls) else pool
+        if len(sources) or not need_controls:
             groups.append((targets, sources))
     return groups

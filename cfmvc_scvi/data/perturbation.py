@@ -135,12 +135,18 @@ class PerturbationVocabulary:
         return Condition(label, tuple(ordered), tuple(merged[name] for name in ordered))
 
     def _parse_doses(self, label: str, dosage: float | str | None) -> list[float]:
-        n_members = len(split_label(label, self.combination_delimiter, self.control_group))
-        if dosage is None:
+        members = split_label(label, self.combination_delimiter, self.control_group)
+        n_members = len(members)
+        if dosage is None or all(member in self.control_group for member in members):
             return [1.0] * n_members
         delimiter = self.combination_delimiter
         parts = str(dosage).split(delimiter) if isinstance(dosage, str) and delimiter else [dosage]
-        doses = [float(part) for part in parts]
+        try:
+            doses = [float(part) for part in parts]
+        except ValueError as error:
+            raise ValueError(
+                f"Dosage {dosage!r} of perturbation {label!r} is not a number, nor numbers delimited by {delimiter!r}."
+            ) from error
         if len(doses) == 1:
             doses *= n_members
         if len(doses) != n_members:
@@ -250,6 +256,9 @@ def cell_conditions(
 def read_embedding(table: Any, key: str) -> dict[str, np.ndarray]:
     """Vectors of ``adata.uns[key]``, a DataFrame (perturbation x features) or a dict of vectors."""
     if isinstance(table, pd.DataFrame):
+        if not table.index.is_unique:
+            repeated = table.index[table.index.duplicated()].unique().tolist()
+            raise ValueError(f"adata.uns[{key!r}] has more than one row for {repeated[:5]}: keep one vector for each.")
         table = {str(name): row for name, row in zip(table.index, table.to_numpy(), strict=True)}
     if not isinstance(table, Mapping) or not table:
         raise TypeError(

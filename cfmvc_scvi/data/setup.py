@@ -78,9 +78,13 @@ def resolve_keys(
     layer: str | None,
     perturbation_key: Any,
     control_group: str | Sequence[str] | None,
+    from_registry: bool = False,
     **keys: Any,
 ) -> SetupKeys:
-    """Replace :data:`~cfmvc_scvi.AUTO` by what is there and check that every given key exists."""
+    """Replace :data:`~cfmvc_scvi.AUTO` by what is there and check that every given key exists.
+
+    With ``from_registry`` the arguments are those of a saved model, whose control and embedding new data may lack.
+    """
     batch_key, labels_key, perturbation_key = (
         _resolve(argument, key, adata.obs.columns, CONVENTIONAL_OBS, "adata.obs")
         for argument, key in (
@@ -101,12 +105,13 @@ def resolve_keys(
         for key in keys[argument] or []:
             _require(argument, key, adata.obs.columns, "adata.obs")
     _require("layer", layer, adata.layers.keys(), "adata.layers")
-    _require("perturbation_embedding_key", keys["perturbation_embedding_key"], adata.uns.keys(), "adata.uns")
+    if not from_registry:
+        _require("perturbation_embedding_key", keys["perturbation_embedding_key"], adata.uns.keys(), "adata.uns")
     levels = sorted(adata.obs[perturbation_key].dropna().astype(str).unique())
     found = SetupKeys(
         layer=layer,
         perturbation_key=perturbation_key,
-        control_group=find_control_group(levels, control_group),
+        control_group=list(control_group) if from_registry else find_control_group(levels, control_group),
         **(keys | {"batch_key": batch_key, "labels_key": labels_key, "spatial_key": spatial_key}),
     )
     _log_choices(found)
@@ -200,7 +205,10 @@ def check_counts(matrix: Any, where: str) -> None:
             "convert it with `scipy.sparse.csr_matrix(...)`."
         )
     if not (sparse.issparse(matrix) or isinstance(matrix, np.ndarray)):
-        return  # backed or lazy: checked when it is read
+        raise TypeError(
+            f"{where} is a {type(matrix).__name__}, which is not in memory: load the data first, "
+            "`adata = adata.to_memory()`."
+        )
     values = matrix.data if sparse.issparse(matrix) else matrix
     if values.size == 0:
         raise ValueError(f"{where} is empty.")

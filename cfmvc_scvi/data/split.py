@@ -29,7 +29,8 @@ def split_cells(n_cells: int, train_size: float | None, validation_size: float |
             "with a sum of at most 1."
         )
     n_train = max(1, round(n_cells * train_size))
-    n_validation = min(n_cells - n_train, round(n_cells * validation_size))
+    no_test = train_size + validation_size > 1.0 - 1e-9
+    n_validation = n_cells - n_train if no_test else min(n_cells - n_train, round(n_cells * validation_size))
     rows = np.random.default_rng(seed).permutation(n_cells)
     cuts = [n_train, n_train + n_validation]
     train, validation, test = (np.sort(part) for part in np.split(rows, cuts))

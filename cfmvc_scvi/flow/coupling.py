@@ -43,9 +43,9 @@ class IndependentCoupling(Coupling):
 class OTCoupling(Coupling):
     r"""Optimal transport for the squared Euclidean cost, exact within chunks of fixed size.
 
-    Both samples are cut into random chunks of at most ``chunk_size`` points; inside a chunk the plan
-    :math:`\pi` minimises :math:`\sum_{ij} \pi_{ij} \lVert x_i - y_j \rVert^2` under uniform margins (network
-    simplex of POT). Each target draws its source from its column of the plan, so unequal sizes are
+    The targets are cut into random chunks of at most ``chunk_size`` points, each with a fresh draw of as many sources;
+    inside a chunk the plan :math:`\pi` minimises :math:`\sum_{ij} \pi_{ij} \lVert x_i - y_j \rVert^2` under uniform
+    margins (network simplex of POT). Each target draws its source from its column of the plan, so unequal sizes are
     served without dropping points.
     """
 

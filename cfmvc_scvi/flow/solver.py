@@ -106,8 +106,13 @@ class Adaptive(Solver):
         """See :meth:`Solver.integrate`."""
         from torchdiffeq import odeint
 
+        def checked(t: Tensor, y: Tensor) -> Tensor:
+            out = velocity(y, float(t))
+            check_finite(out, float(t), "a velocity in the adaptive solver")
+            return out
+
         times = torch.tensor([t0, t1], dtype=z.dtype, device=z.device)
-        out = odeint(lambda t, y: velocity(y, float(t)), z, times, rtol=self.rtol, atol=self.atol, method="dopri5")
+        out = odeint(checked, z, times, rtol=self.rtol, atol=self.atol, method="dopri5")
         check_finite(out[-1], t1, "the adaptive solver")
         return out[-1]
 

@@ -84,7 +84,7 @@ def evaluate(
         ``transform`` (such as a fitted :class:`sklearn.decomposition.PCA`): used as it is, fit it on training
         cells only; ``None``: no columns on components. Without ``training`` a number is not used.
     top_n
-        Size of the set of top differentially expressed genes, by |Welch t| of truth against control.
+        Size of the set of top differentially expressed genes, by ``|t|`` of truth against control.
     de_genes
         Use these (positions or names) instead.
     metrics

@@ -68,6 +68,7 @@ class CalibrationMixin:
         self.calibration_ = {
             "profiles": populations.mean0.astype(np.float32),
             "variance": populations.spread0.astype(np.float32),
+            "highest": _highest(cache.cells, rows),
             "gp": None if effects is None else EffectGP(populations.mean0).fit(effects).to_dict(),
             "spread_effect": populations.spread_effect(),
             "reference": _reference(cache, [_sample(cells, rng) for cells in populations.control]),
@@ -106,7 +107,7 @@ class CalibrationMixin:
         decoded = np.log1p(1e4 * np.exp(after)) - np.log1p(1e4 * np.exp(before))
         y = lognorm_expression(reference["counts"].toarray(), library)
         moved = y + decoded + (scale - 1.0) * (y - profile)
-        lognorm = _solve_shift(moved, y.mean(axis=0) + effect)
+        lognorm = _solve_shift(moved, y.mean(axis=0) + effect, saved["highest"])
         log_ratio = np.zeros_like(effect)
         if call.return_type == "counts":
             log_ratio = _solve_log_ratio(after, theta, library, level0 + effect)
@@ -193,20 +194,27 @@ def _moments(cells: CellTable, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return mean, np.maximum(second / len(rows) - mean**2, 0.0)
 
 
+def _highest(cells: CellTable, rows: np.ndarray) -> np.ndarray:
+    """Highest log1p CP10k of every gene over some cells, shape (n_genes,)."""
+    chosen = cells.take(rows)
+    chunks = (lognorm_expression(chosen.dense(chunk), chosen.library[chunk]) for chunk in chosen.chunks(2048))
+    return np.max([chunk.max(axis=0) for chunk in chunks], axis=0)
+
+
 def _spread_factor(variance: np.ndarray, change: np.ndarray) -> np.ndarray:
-    """Factor on the standard deviation of a gene whose variance changes by that much, kept within [0.5, 3]."""
+    """Factor on the standard deviation of a gene whose variance changes by that much, kept within [0.5, 2]."""
     moved = np.maximum(variance + change, 0.0)
-    return np.clip(np.sqrt((moved + 1e-3) / (variance + 1e-3)), 0.5, 3.0)
+    return np.clip(np.sqrt((moved + 1e-3) / (variance + 1e-3)), 0.5, 2.0)
 
 
-def _solve_shift(moved: np.ndarray, level: np.ndarray, n_iterations: int = 30) -> np.ndarray:
-    """Shift per gene after which the mean over cells of ``moved``, cut at zero, is ``level``; by bisection."""
-    level = np.maximum(level, 0.0)
+def _solve_shift(moved: np.ndarray, level: np.ndarray, highest: np.ndarray, n_iterations: int = 30) -> np.ndarray:
+    """Shift per gene after which the mean over cells of ``moved``, kept within 0 and ``highest``, is ``level``."""
+    level = np.clip(level, 0.0, highest)
     high = level - moved.min(axis=0)
     low = -moved.max(axis=0)
     for _ in range(n_iterations):
         middle = 0.5 * (low + high)
-        above = np.maximum(moved + middle, 0.0).mean(axis=0) > level
+        above = np.clip(moved + middle, 0.0, highest).mean(axis=0) > level
         low, high = np.where(above, low, middle), np.where(above, middle, high)
     return 0.5 * (low + high)
 

@@ -205,6 +205,7 @@ class CFMVC(
             categorical_covariate_keys=categorical_covariate_keys,
             continuous_covariate_keys=continuous_covariate_keys,
             size_factor_key=size_factor_key,
+            from_registry=kwargs.get("source_registry") is not None,
         )
         validate(adata, keys)
         setup_method_args = cls._get_setup_method_args(cls=cls, adata=adata, **asdict(keys))

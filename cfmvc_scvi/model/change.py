@@ -35,11 +35,17 @@ class CellChange:
 
 
 def expected_counts(
-    x: np.ndarray, library: np.ndarray, change: np.ndarray, scale: np.ndarray, center: np.ndarray
+    x: np.ndarray,
+    library: np.ndarray,
+    change: np.ndarray,
+    scale: np.ndarray,
+    center: np.ndarray,
+    highest: np.ndarray,
 ) -> np.ndarray:
     r"""Counts of a cell after a change of its log1p counts per 10,000, at its own library size :math:`L`.
 
-    .. math:: y' = \max\left(0,\; y + \Delta + (k - 1)(y - m)\right), \qquad y = \log(1 + 10^4 x / L)
+    .. math:: y' = \operatorname{clip}\left(y + \Delta + (k - 1)(y - m),\; 0,\; \max(y, h)\right), \qquad
+              y = \log(1 + 10^4 x / L)
 
     solved for the counts as :math:`x' = x + (x + L / 10^4)(e^{y' - y} - 1)`, so that :math:`\Delta = 0, k = 1`
     returns :math:`x` to the bit.
@@ -54,9 +60,11 @@ def expected_counts(
         :math:`\Delta`, shape (n, n_genes).
     scale, center
         :math:`k`, the factor on the spread of the gene, and :math:`m`, the level it spreads around; shape (n, n_genes).
+    highest
+        :math:`h`, the highest level of the gene in the training cells, which no change exceeds; shape (n_genes,).
     """
     y = lognorm_expression(x, library)
-    delta = np.maximum(change + (scale - 1.0) * (y - center), -y)
+    delta = np.clip(change + (scale - 1.0) * (y - center), -y, np.maximum(highest - y, 0.0))
     moved = x + (x + library[:, None] / 1e4) * np.expm1(delta)
     return np.maximum(moved, 0.0).astype(np.float32)
 

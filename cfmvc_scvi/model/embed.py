@@ -83,11 +83,12 @@ class EmbeddingMixin(RNASeqMixin, VAEMixin):
         """Posterior of both latents of every cell."""
         self.module.eval()
         parts = []
-        for rows in cells.chunks(batch_size or settings.batch_size):
-            out = self.module.inference(**cells.inference_inputs(rows, self._device))
+        padded = cells.padded()
+        for rows in padded.chunks(batch_size or settings.batch_size):
+            out = self.module.inference(**padded.inference_inputs(rows, self._device))
             q, q_tech = out["qz"], out["qz_technical"]
             parts.append(CellPosterior(q.loc.cpu(), q.scale.cpu(), q_tech.loc.cpu(), q_tech.scale.cpu()))
-        return concatenate(parts)
+        return concatenate(parts)[: len(cells)]
 
 
 def as_rows(indices: Sequence[int], n_cells: int) -> np.ndarray:

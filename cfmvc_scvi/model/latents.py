@@ -23,6 +23,9 @@ class CellPosterior:
     technical_mean: Tensor
     technical_scale: Tensor
 
+    def __getitem__(self, rows: slice | Tensor) -> CellPosterior:
+        return CellPosterior(self.mean[rows], self.scale[rows], self.technical_mean[rows], self.technical_scale[rows])
+
 
 @dataclass(frozen=True)
 class LatentCache:

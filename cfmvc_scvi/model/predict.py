@@ -108,7 +108,7 @@ class PredictionMixin(CalibrationMixin):
         n_steps, solver
             Steps and method of the flow: ``"euler"``, ``"midpoint"``, ``"rk4"`` or ``"adaptive"``.
         batch_size
-            Cells at a time; does not change the result.
+            Cells at a time; does not change the result of the fixed-step solvers.
         seed
             Seed of all draws; ``None`` is that of ``scvi.settings``, or 0. Draws belong to a cell's name and
             condition: other cells in the call do not change them.
@@ -131,8 +131,10 @@ class PredictionMixin(CalibrationMixin):
         conditions = self._requested_conditions(perturbation, dosage)
         self.vocabulary.encode(conditions)  # refuses unknown ones before any work is done
         cells = self._source_cells(adata, indices, batch)
+        n_cells = len(cells)
+        cells = cells.padded()
         posterior = self._encode(cells, call.batch_size)
-        blocks = [self._predict_condition(cells, posterior, condition, call) for condition in conditions]
+        blocks = [self._predict_condition(cells, n_cells, posterior, condition, call) for condition in conditions]
         result = blocks[0] if len(blocks) == 1 else ad.concat(blocks, merge="same")
         result.obs_names_make_unique()
         result.uns["cfmvc"] = self._describe(call, conditions)
@@ -172,7 +174,7 @@ class PredictionMixin(CalibrationMixin):
     ) -> list[Condition]:
         vocabulary = self.vocabulary
         if perturbation is None:
-            perturbation = list(vocabulary.names)
+            return self._trained_conditions()
         if isinstance(perturbation, pd.DataFrame):
             if "perturbation" not in perturbation:
                 raise KeyError(
@@ -182,7 +184,7 @@ class PredictionMixin(CalibrationMixin):
             doses = perturbation["dosage"] if "dosage" in perturbation else [dosage] * len(perturbation)
             pairs = list(zip(perturbation["perturbation"], doses, strict=True))
         else:
-            labels = [perturbation] if isinstance(perturbation, str) else list(perturbation)
+            labels = [perturbation] if np.isscalar(perturbation) else list(perturbation)
             pairs = [(label, dosage) for label in labels]
         if not pairs:
             raise ValueError("No condition was asked for: `perturbation` is empty.")
@@ -197,6 +199,12 @@ class PredictionMixin(CalibrationMixin):
                 raise ValueError(f"The model was trained with doses: pass `dosage` for {missing[:5]}.")
         return conditions
 
+    def _trained_conditions(self) -> list[Condition]:
+        """Every condition the model was trained on, control left out."""
+        keys = sorted({key for key, _ in self.trained_conditions_ if key[0]})
+        delimiter = self.vocabulary.combination_delimiter or ""
+        return [Condition(delimiter.join(members), members, doses) for members, doses in keys]
+
     def _source_cells(self, adata: AnnData | None, indices: Sequence[int] | None, batch: str | None) -> CellTable:
         if adata is None and indices is None:
             self._require_adata("predict for its control cells")
@@ -210,18 +218,20 @@ class PredictionMixin(CalibrationMixin):
     # ---- the work ---------------------------------------------------------------------------------------------
 
     def _predict_condition(
-        self, cells: CellTable, posterior: CellPosterior, condition: Condition, call: PredictionCall
+        self, cells: CellTable, n_cells: int, posterior: CellPosterior, condition: Condition, call: PredictionCall
     ) -> AnnData:
+        """Prediction of the first ``n_cells`` cells; those after them only fill the last chunk."""
         draws = call.n_samples if call.return_type == "counts" else 1
         latents, values = [], []
         for draw in range(draws):
             for rows in cells.chunks(call.batch_size):
                 latent, value = self._predict_chunk(cells, posterior, rows, condition, call, draw)
-                latents.append(latent)
-                values.append(value)
+                kept = min(n_cells - rows.start, len(latent))
+                latents.append(latent[:kept])
+                values.append(value[:kept])
         x = sparse.vstack(values, format="csr") if call.return_type == "counts" else np.concatenate(values)
         var = latent_var(self.module.n_latent) if call.return_type == "latent" else self._gene_var()
-        obs = self._result_obs(cells, condition, call, draws)
+        obs = self._result_obs(cells.take(np.arange(n_cells)), condition, call, draws)
         return AnnData(x, obs=obs, var=var, obsm={"X_cfmvc": np.concatenate(latents)})
 
     def _predict_chunk(
@@ -244,7 +254,8 @@ class PredictionMixin(CalibrationMixin):
         if call.return_type == "counts":
             generators = cell_generators(names, call.seed, "counts", condition.key, draw)
             return latent, drawn_counts(x, change, self._theta(), generators)
-        counts = expected_counts(x, cells.library[rows], change.lognorm, change.scale, change.center)
+        highest = self.calibration_["highest"]
+        counts = expected_counts(x, cells.library[rows], change.lognorm, change.scale, change.center, highest)
         return latent, counts if call.return_type == "mean" else lognorm_expression(counts, cells.library[rows])
 
     def _moved_latents(

@@ -16,7 +16,7 @@ from cfmvc_scvi.data.split import split_cells
 from cfmvc_scvi.flow import get_coupling
 from cfmvc_scvi.model.latents import LatentCache
 from cfmvc_scvi.module.initialize import initialize_linear_paths
-from cfmvc_scvi.train import FlowTrainingPlan, VAETrainingPlan, run_stage
+from cfmvc_scvi.train import FlowTrainingPlan, VAETrainingPlan, reject_unknown, run_stage
 
 #: Cells that the start values of stage 1 are computed from.
 _INIT_CELLS = 20_000
@@ -68,6 +68,7 @@ class TrainingMixin:
             When a stage diverges, with the stage, the epoch and a remedy. If it is stage 2, the VAE is
             trained and :meth:`get_latent_representation` works.
         """
+        reject_unknown("flow_plan_kwargs", flow_plan_kwargs or {}, FlowTrainingPlan.__init__)
         common = {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping, **trainer_kwargs}
         self.train_vae(
             vae_max_epochs,
@@ -107,6 +108,7 @@ class TrainingMixin:
             drop_last=len(self._split.train) > batch_size,
             data_and_attributes=self._stage1_fields(),
         )
+        trainer_kwargs = _trainer_kwargs(trainer_kwargs, early_stopping, "elbo_validation", len(self._split.validation))
         self.is_vae_trained_ = self.is_flow_trained_ = self.is_trained_ = False
         self.calibration_ = None
         run_stage(
@@ -116,7 +118,7 @@ class TrainingMixin:
             max_epochs=max_epochs or _epochs(_VAE_STEPS, len(self._split.train), batch_size),
             accelerator=accelerator,
             devices=devices,
-            **_trainer_kwargs(trainer_kwargs, early_stopping, "elbo_validation", len(self._split.validation)),
+            **trainer_kwargs,
         )
         self.is_vae_trained_ = True
 
@@ -146,6 +148,9 @@ class TrainingMixin:
             batch_size,
             seed=self._seed,
         )
+        trainer_kwargs = _trainer_kwargs(
+            trainer_kwargs, early_stopping, "flow_loss_validation", len(self._split.validation)
+        )
         self.is_flow_trained_ = self.is_trained_ = False
         run_stage(
             self,
@@ -154,7 +159,7 @@ class TrainingMixin:
             max_epochs=max_epochs or _epochs(self._flow_steps(), len(self._split.train), batch_size),
             accelerator=accelerator,
             devices=devices,
-            **_trainer_kwargs(trainer_kwargs, early_stopping, "flow_loss_validation", len(self._split.validation)),
+            **trainer_kwargs,
         )
         self._remember_conditions(cache)
         self._calibrate(cache)
@@ -163,8 +168,8 @@ class TrainingMixin:
     # ---- parts ------------------------------------------------------------------------------------------------
 
     @property
-    def _split(self) -> CellSplit:
-        return CellSplit(*self.split_)
+    def _split(self) -> CellSplit | None:
+        return None if self.split_ is None else CellSplit(*self.split_)
 
     def _set_split(self, split: CellSplit) -> None:
         self.split_ = split.as_list()

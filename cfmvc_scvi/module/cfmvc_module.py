@@ -79,6 +79,7 @@ class CFMVCModule(BaseModuleClass):
         self.n_latent_technical = n_latent_technical
         self.n_batch = n_batch
         self.panel = panel
+        self.gene_likelihood = "nb"  # read by scvi-tools' get_likelihood_parameters
         self.flow_source = flow_source
         self.kl_weights = (kl_weight_intrinsic, kl_weight_technical)
         self.energy_weight = energy_weight
@@ -156,8 +157,9 @@ class CFMVCModule(BaseModuleClass):
         total = x.sum(dim=-1, keepdim=True) if size_factor is None else size_factor.float()
         total = total.clamp(min=1.0)
         q = self.encoder(torch.log1p(x / total * 1e4), categorical, continuous)
-        qz = Normal(q.int_mean, (0.5 * q.int_logvar).exp())
-        qz_technical = Normal(q.tech_mean, (0.5 * q.tech_logvar).exp())
+        # not validated: a diverged stage 1 shows in its loss, which is reported with a remedy
+        qz = Normal(q.int_mean, (0.5 * q.int_logvar).exp(), validate_args=False)
+        qz_technical = Normal(q.tech_mean, (0.5 * q.tech_logvar).exp(), validate_args=False)
         draws = () if n_samples == 1 else (n_samples,)
         library = total.log()
         return {
@@ -214,7 +216,7 @@ class CFMVCModule(BaseModuleClass):
     def technical_prior(self, batch: Tensor) -> Normal:
         """Prior of the technical latent in the batches (n,)."""
         scale = (0.5 * self.tech_prior_logvar(batch).clamp(-6.0, 3.0)).exp()
-        return Normal(self.tech_prior_mean(batch), scale)
+        return Normal(self.tech_prior_mean(batch), scale, validate_args=False)
 
     def move_batch(self, z_technical: Tensor, source: Tensor, target: Tensor) -> Tensor:
         """Technical latents as they would be in another batch: same deviation from the prior, in its units."""
@@ -285,7 +287,8 @@ class CFMVCModule(BaseModuleClass):
             start = solver.integrate(self._field(encoded, torch.zeros_like(alpha)), start, 1.0, 0.0)
         base = solver.integrate(self._field(encoded, torch.zeros_like(alpha)), start)
         moved = solver.integrate(self._field(encoded, alpha), start)
-        return z + (moved - base) * self.flow_scale
+        is_control = (p == 0).all(dim=-1, keepdim=True)  # the adaptive steps depend on all cells of the call
+        return torch.where(is_control, z, z + (moved - base) * self.flow_scale)
 
     @torch.no_grad()
     def push_forward(self, start: Tensor, p: Tensor, context: FlowContext, solver: Solver) -> Tensor:
@@ -302,8 +305,13 @@ class CFMVCModule(BaseModuleClass):
         return velocity
 
     @torch.inference_mode()
-    def sample(self, tensors: dict[str, Tensor], n_samples: int = 1) -> Tensor:
+    def sample(self, tensors: dict[str, Tensor], n_samples: int = 1, generative_kwargs: dict | None = None) -> Tensor:
         """Counts drawn from the posterior predictive distribution, shape (n, n_genes[, n_samples])."""
-        _, generative = self.forward(tensors, inference_kwargs={"n_samples": n_samples}, compute_loss=False)
+        _, generative = self.forward(
+            tensors,
+            inference_kwargs={"n_samples": n_samples},
+            generative_kwargs=generative_kwargs,
+            compute_loss=False,
+        )
         drawn = generative[MODULE_KEYS.PX_KEY].sample()
         return (drawn.permute(1, 2, 0) if n_samples > 1 else drawn).cpu()

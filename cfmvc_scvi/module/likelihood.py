@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 
 def nb_log_prob(x: Tensor, log_mean: Tensor, theta: Tensor) -> Tensor:
@@ -14,7 +15,7 @@ def nb_log_prob(x: Tensor, log_mean: Tensor, theta: Tensor) -> Tensor:
               + x \log\frac{\mu}{\mu + \theta} + \theta \log\frac{\theta}{\mu + \theta}
 
     written in :math:`s = \log \mu - \log \theta`, so that neither a mean near zero nor one of 1e6 loses
-    digits: :math:`\log(\theta / (\mu + \theta)) = -\operatorname{softplus}(s)`.
+    digits: the two logarithms are :math:`\log \sigma(s)` and :math:`\log \sigma(-s)`.
 
     Parameters
     ----------
@@ -32,9 +33,8 @@ def nb_log_prob(x: Tensor, log_mean: Tensor, theta: Tensor) -> Tensor:
     if x.dtype != torch.float64:
         x, log_mean, theta = x.float(), log_mean.float(), theta.float()
     s = log_mean - theta.log()
-    log_odds = -torch.nn.functional.softplus(s)
     combinatorial = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1.0)
-    return combinatorial + x * (s + log_odds) + theta * log_odds
+    return combinatorial + x * logsigmoid(s) + theta * logsigmoid(-s)
 
 
 def counterfactual_mean(x: np.ndarray, mean0: np.ndarray, log_ratio: np.ndarray, theta: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cfmvc_scvi._types import FlowBatch
 from cfmvc_scvi.module import CFMVCModule
-from cfmvc_scvi.train.modes import check_finite_loss, set_modes
+from cfmvc_scvi.train.modes import check_finite_loss, check_finite_weights, set_modes
 
 
 class FlowTrainingPlan(LightningModule):
@@ -75,12 +75,12 @@ class FlowTrainingPlan(LightningModule):
                 self._average[name].lerp_(parameter, 1.0 - decay)
 
     def on_fit_end(self) -> None:
-        """Put the averaged weights into the networks."""
-        if not self.ema_decay:
-            return
-        with torch.no_grad():
-            for name, parameter in self._flow_parameters():
-                parameter.copy_(self._average[name])
+        """Put the averaged weights into the networks; raise :class:`FloatingPointError` when they are not finite."""
+        if self.ema_decay:
+            with torch.no_grad():
+                for name, parameter in self._flow_parameters():
+                    parameter.copy_(self._average[name])
+        check_finite_weights(self.module.flow_parts, "stage 2 (flow)", "flow_plan_kwargs", self.lr)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with a cosine schedule over all steps."""

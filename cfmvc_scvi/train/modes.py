@@ -28,6 +28,16 @@ def check_finite_loss(loss: Tensor, stage: str, quantity: str, epoch: int, argum
     )
 
 
+def check_finite_weights(parts: Iterable[nn.Module], stage: str, argument: str, lr: float) -> None:
+    """Raise when a trained weight is not finite: the last step of a fit is followed by no loss that would show it."""
+    if all(bool(torch.isfinite(p).all()) for part in parts for p in part.parameters()):
+        return
+    raise FloatingPointError(
+        f"{stage} diverged in its last epoch: weights are not finite. The usual cause is a learning rate that is too "
+        f"high (now {lr}): pass a lower one, `{argument}={{'lr': {lr / 10:g}}}`, and train again."
+    )
+
+
 def reject_unknown(argument: str, given: dict[str, Any], *accepted_by: Callable) -> None:
     """Raise :class:`TypeError` for keywords that none of the functions has by name."""
     allowed = {name for function in accepted_by for name in inspect.signature(function).parameters}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -33,7 +34,10 @@ def run_stage(
         runner = TrainRunner(
             model, plan, data, max_epochs=max_epochs, accelerator=accelerator, devices=devices, **trainer_kwargs
         )
-        runner()
+        with warnings.catch_warnings():
+            # the plans put the frozen networks into eval mode on purpose
+            warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+            runner()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from scvi.train import TrainingPlan
 from torch import Tensor
 
 from cfmvc_scvi.module import CFMVCModule
-from cfmvc_scvi.train.modes import check_finite_loss, reject_unknown, set_modes
+from cfmvc_scvi.train.modes import check_finite_loss, check_finite_weights, reject_unknown, set_modes
 
 
 class VAETrainingPlan(TrainingPlan):
@@ -54,6 +54,10 @@ class VAETrainingPlan(TrainingPlan):
         loss = super().training_step(batch, batch_idx)
         check_finite_loss(loss, "stage 1 (VAE)", "negative ELBO", self.current_epoch, "vae_plan_kwargs", self.lr)
         return loss
+
+    def on_fit_end(self) -> None:
+        """Raise :class:`FloatingPointError` when the weights are not finite."""
+        check_finite_weights(self.module.vae_parts, "stage 1 (VAE)", "vae_plan_kwargs", self.lr)
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Optimiser over the parameters of stage 1 only."""
