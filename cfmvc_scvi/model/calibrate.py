@@ -202,9 +202,9 @@ def _highest(cells: CellTable, rows: np.ndarray) -> np.ndarray:
 
 
 def _spread_factor(variance: np.ndarray, change: np.ndarray) -> np.ndarray:
-    """Factor on the standard deviation of a gene whose variance changes by that much, kept within [0.5, 2]."""
+    """Factor on the standard deviation of a gene whose variance changes by that much, kept within [0.5, 3]."""
     moved = np.maximum(variance + change, 0.0)
-    return np.clip(np.sqrt((moved + 1e-3) / (variance + 1e-3)), 0.5, 2.0)
+    return np.clip(np.sqrt((moved + 1e-3) / (variance + 1e-3)), 0.5, 3.0)
 
 
 def _solve_shift(moved: np.ndarray, level: np.ndarray, highest: np.ndarray, n_iterations: int = 30) -> np.ndarray:
