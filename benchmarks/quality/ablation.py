@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -54,16 +54,6 @@ class Variant:
 
 
 @contextmanager
-def gp_weight(value: float):
-    """Another weight of the gene-space process."""
-    before, calibrate.GP_WEIGHT = calibrate.GP_WEIGHT, value
-    try:
-        yield
-    finally:
-        calibrate.GP_WEIGHT = before
-
-
-@contextmanager
 def replaced(name: str, function: Callable):
     """Another function in the calibration."""
     before = getattr(calibrate, name)
@@ -72,6 +62,11 @@ def replaced(name: str, function: Callable):
         yield
     finally:
         setattr(calibrate, name, before)
+
+
+def weight(value: float):
+    """One weight of the gene-space process for all genes."""
+    return replaced("_process_weight", lambda amplitude: value)
 
 
 def unit_spread(variance: np.ndarray, change: np.ndarray) -> np.ndarray:
@@ -96,8 +91,9 @@ VARIANTS: dict[str, Variant] = {
     DEFAULT: Variant(),
     "drawn counts": Variant(predict={"return_type": "counts"}),
     "no calibration": Variant(patch=uncalibrated),
-    "calibrated to the latent path alone": Variant(patch=partial(gp_weight, 0.0)),
-    "calibrated to the process alone": Variant(patch=partial(gp_weight, 1.0)),
+    "calibrated to the latent path alone": Variant(patch=partial(weight, 0.0)),
+    "calibrated to the process alone": Variant(patch=partial(weight, 1.0)),
+    "calibrated half to each, for all genes": Variant(patch=partial(weight, 0.5)),
     "spread of genes unchanged": Variant(patch=partial(replaced, "_spread_factor", unit_spread)),
     "8 posterior draws averaged": Variant(predict={"n_samples": 8}),
     "coupling independent": Variant(model={"coupling": "independent"}),
@@ -155,7 +151,7 @@ def run_fold(held_out: str, seed: int, names: list[str]) -> pd.DataFrame:
             model = with_vae_of(base, fold, seed, variant.model)
             model.train_flow(enable_progress_bar=False, **variant.flow)
         model._calibration_cache = {}
-        with variant.patch() if variant.patch else gp_weight(calibrate.GP_WEIGHT):
+        with variant.patch() if variant.patch else nullcontext():
             predictions[name] = model.predict_perturbation(fold.control, PERTURBED, **variant.predict)
     table = score(fold, predictions).drop(columns=list(COSTS))
     return table.rename_axis("variant").reset_index().assign(fold=held_out, seed=seed)
