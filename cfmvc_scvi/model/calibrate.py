@@ -197,8 +197,9 @@ def _moments(cells: CellTable, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def _process_weight(amplitude: np.ndarray) -> np.ndarray:
     """Weight of the gene-space process against the latent path, by a gene's mean squared effect in training.
 
-    Genes with large effects shape the latent, and the latent path knows them best (weight towards 0.2); it is biased on
-    genes with small ones (towards 0.6). Chosen on four cell types of Kang 2018; see the documentation's page on quality.
+    Genes with large effects shape the latent, and the latent path knows them best (weight towards 0.2); it is biased
+    on genes with small ones (towards 0.6). Chosen on four cell types of Kang 2018; see the documentation's page on
+    quality.
     """
     return 0.6 - 0.4 * amplitude / (amplitude + 0.3)
 
