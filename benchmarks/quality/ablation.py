@@ -54,10 +54,10 @@ class Variant:
 
 
 @contextmanager
-def replaced(name: str, function: Callable):
-    """Another function in the calibration."""
+def replaced(name: str, value: Any):
+    """Another function or constant in the calibration."""
     before = getattr(calibrate, name)
-    setattr(calibrate, name, function)
+    setattr(calibrate, name, value)
     try:
         yield
     finally:
@@ -66,7 +66,7 @@ def replaced(name: str, function: Callable):
 
 def weight(value: float):
     """One weight of the gene-space process for all genes."""
-    return replaced("_process_weight", lambda amplitude: value)
+    return replaced("GP_WEIGHT", value)
 
 
 def unit_spread(variance: np.ndarray, change: np.ndarray) -> np.ndarray:
@@ -93,7 +93,6 @@ VARIANTS: dict[str, Variant] = {
     "no calibration": Variant(patch=uncalibrated),
     "calibrated to the latent path alone": Variant(patch=partial(weight, 0.0)),
     "calibrated to the process alone": Variant(patch=partial(weight, 1.0)),
-    "calibrated half to each, for all genes": Variant(patch=partial(weight, 0.5)),
     "spread of genes unchanged": Variant(patch=partial(replaced, "_spread_factor", unit_spread)),
     "8 posterior draws averaged": Variant(predict={"n_samples": 8}),
     "coupling independent": Variant(model={"coupling": "independent"}),

@@ -20,6 +20,8 @@ from cfmvc_scvi.module.likelihood import expected_lognorm
 
 #: Control cells per cell type that stand for it, and perturbed cells that make a population.
 _REFERENCES, _MIN_CELLS = 128, 9
+#: Weight of the gene-space process against the latent path.
+GP_WEIGHT = 0.5
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class CalibrationMixin:
     """Calibration of :class:`~cfmvc_scvi.CFMVC`.
 
     The latent path says how the cells of a type differ in their response; its mean over a cell type is biased on
-    genes that the latent does not hold. So the mean effect is set to a weighted average of two estimates: the latent
+    genes that the latent does not hold. So the mean effect is set to the average of two estimates: the latent
     path's own, and that of a Gaussian process over the training populations. The spread of every gene over
     cells changes by what was seen in the training populations.
     """
@@ -98,9 +100,7 @@ class CalibrationMixin:
         level1 = expected_lognorm(np.exp(after) * library[:, None], theta, library).mean(axis=0)
         effect = level1 - level0
         if saved["gp"] is not None:
-            process = EffectGP.from_dict(saved["gp"])
-            weight = _process_weight(process.state["amplitude"])
-            effect = (1.0 - weight) * effect + weight * process.predict(p, label)
+            effect = (1.0 - GP_WEIGHT) * effect + GP_WEIGHT * EffectGP.from_dict(saved["gp"]).predict(p, label)
         profile = saved["profiles"][label]
         effect = np.maximum(effect, -profile)
         scale = _spread_factor(saved["variance"][label], p @ saved["spread_effect"])
@@ -192,16 +192,6 @@ def _moments(cells: CellTable, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray
         second += (y**2).sum(axis=0)
     mean = first / len(rows)
     return mean, np.maximum(second / len(rows) - mean**2, 0.0)
-
-
-def _process_weight(amplitude: np.ndarray) -> np.ndarray:
-    """Weight of the gene-space process against the latent path, by a gene's mean squared effect in training.
-
-    Genes with large effects shape the latent, and the latent path knows them best (weight towards 0.2); it is biased
-    on genes with small ones (towards 0.6). Chosen on four cell types of Kang 2018; see the documentation's page on
-    quality.
-    """
-    return 0.6 - 0.4 * amplitude / (amplitude + 0.3)
 
 
 def _highest(cells: CellTable, rows: np.ndarray) -> np.ndarray:

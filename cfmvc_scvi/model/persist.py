@@ -12,7 +12,10 @@ from cfmvc_scvi._compat import read_saved_var_names
 
 
 class PersistenceMixin:
-    """Loading of :class:`~cfmvc_scvi.CFMVC`; saving is scvi-tools'."""
+    """Loading of :class:`~cfmvc_scvi.CFMVC`; saving is scvi-tools'.
+
+    A saved model holds the counts of up to 128 control cells per cell type, which the calibration stands on.
+    """
 
     @classmethod
     def load(cls, dir_path: str, adata: AnnData | bool | None = None, **kwargs: Any) -> BaseModelClass:
