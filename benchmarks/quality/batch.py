@@ -19,6 +19,7 @@ import pandas as pd
 import scanpy as sc
 import scvi
 import torch
+from protocol import data_path
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -50,7 +51,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(1)
-    adata = data.tian2019_cellbench()
+    adata = data.tian2019_cellbench(data_path().parent)
     sc.pp.highly_variable_genes(adata, flavor="seurat_v3", n_top_genes=2000, subset=True)
     rows = []
     for seed in options.seeds:

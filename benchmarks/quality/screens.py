@@ -1,10 +1,9 @@
-"""Held-out pairs and unseen perturbations: simulated screens with known truth, and the Papalexi screen.
+"""Held-out contexts, pairs and unseen perturbations on simulated screens with known truth.
 
     python benchmarks/quality/screens.py [--seeds 0 1 2] [--only simulated-context ...]
 
-Simulated tasks compare the prediction of every control cell with its known counterfactual mean: root mean squared
-error per cell on log1p CP10k, and on the mean change Pearson-delta and mean squared error. Papalexi has no truth per
-cell, so the held-out cells are scored as populations.
+The prediction of every control cell is compared with its known counterfactual mean: root mean squared error per cell
+on log1p CP10k, and on the mean change Pearson-delta and mean squared error.
 """
 
 from __future__ import annotations
@@ -155,64 +154,11 @@ def simulated_unseen(seed: int) -> list[dict]:
     return rows
 
 
-def loading_vectors(adata: AnnData, genes: list[str], n_components: int = 10) -> pd.DataFrame:
-    """Loadings of the target genes on the principal components of control cells."""
-    control = adata[(adata.obs["perturbation"] == "control").to_numpy()]
-    y = expression(control, "total")
-    y = (y - y.mean(axis=0)) / (y.std(axis=0) + 1e-3)
-    _, _, loadings = np.linalg.svd(y, full_matrices=False)
-    table = pd.DataFrame(loadings[:n_components].T, index=control.var_names)
-    return table.loc[genes]
-
-
-def papalexi_unseen(seed: int) -> list[dict]:
-    """Target genes never perturbed, predicted from gene loadings of control cells."""
-    adata = data.papalexi2021()
-    adata.obs["total"] = adata.obs["n_umis_total"].astype(float)
-    labels = adata.obs["perturbation"].astype(str)
-    targets = [label for label in sorted(labels.unique()) if label in adata.var_names]
-    held = sorted(np.random.default_rng(seed).choice(targets, 5, replace=False))
-    used = adata[labels.isin(["control", *targets]).to_numpy()].copy()
-    used.uns["vectors"] = loading_vectors(used, targets)
-    seen = used[~used.obs["perturbation"].astype(str).isin(held).to_numpy()].copy()
-    seen.uns["vectors"] = used.uns["vectors"]
-    model = train(seen, seed, "total", perturbation_embedding_key="vectors")
-    control = used[(used.obs["perturbation"] == "control").to_numpy()].copy()
-    rng = np.random.default_rng(seed)
-    control = control[np.sort(rng.choice(control.n_obs, min(1000, control.n_obs), replace=False))].copy()
-    own = expression(control, "total")
-    singles = [label for label in targets if label not in held]
-    deltas = np.stack([mean_change(seen, label) for label in singles])
-    vectors = used.uns["vectors"]
-    rows = []
-    for label in held:
-        truth = expression(used[(used.obs["perturbation"] == label).to_numpy()], "total")
-        ridge = metrics.ridge_embedding(vectors.loc[singles].to_numpy(), deltas, vectors.loc[[label]].to_numpy())
-        predictions = {
-            "CFMVC": expression(model.predict_perturbation(control, label), "total"),
-            "no change": own,
-            "mean of the perturbations": own + deltas.mean(axis=0),
-            "ridge on vectors": own + np.asarray(ridge).reshape(-1),
-        }
-        for name, predicted in predictions.items():
-            rows.append(
-                {
-                    "condition": label,
-                    "method": name,
-                    "Pearson-Δ": metrics.pearson_delta(predicted, truth, own),
-                    "MSE of means": metrics.mse_mean(predicted, truth),
-                    "energy distance": metrics.energy_distance(predicted, truth),
-                }
-            )
-    return rows
-
-
 TASKS: dict[str, Callable[[int], list[dict]]] = {
     "simulated-context": simulated_context,
     "simulated-pairs-interacting": partial(simulated_pairs, interaction=0.5),
     "simulated-pairs-additive": partial(simulated_pairs, interaction=0.0),
     "simulated-unseen": simulated_unseen,
-    "papalexi-unseen": papalexi_unseen,
 }
 
 
