@@ -78,8 +78,8 @@ def unit_spread(variance: np.ndarray, change: np.ndarray) -> np.ndarray:
 def uncalibrated():
     """The decoded change as it is, without any correction."""
     before = calibrate.CalibrationMixin._calibration
-    calibrate.CalibrationMixin._calibration = lambda self, condition, labels, call: calibrate.GeneCalibration.neutral(
-        self.calibration_["profiles"]
+    calibrate.CalibrationMixin._calibration = lambda self, condition, labels, call, rates: (
+        calibrate.GeneCalibration.neutral(self.calibration_["profiles"])
     )
     try:
         yield

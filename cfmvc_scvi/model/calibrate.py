@@ -75,21 +75,24 @@ class CalibrationMixin:
         }
         self._calibration_cache: dict[Any, tuple[np.ndarray, ...]] = {}
 
-    def _calibration(self, condition: Condition, labels: np.ndarray, call: Any) -> GeneCalibration:
-        """Corrections of a condition for the cell types at hand; other cell types stay neutral."""
+    def _calibration(self, condition: Condition, labels: np.ndarray, call: Any, *, rates: bool) -> GeneCalibration:
+        """Corrections of a condition for the cell types at hand; other cell types stay neutral.
+
+        ``rates`` says whether ``log_ratio`` is needed, which takes most of the time; without it that stays zero.
+        """
         result = GeneCalibration.neutral(self.calibration_["profiles"])
         if condition.is_control:
             return result
         for label in np.unique(labels):
-            key = (condition.key, int(label), call.solver_key, call.return_type == "counts")
+            key = (condition.key, int(label), call.solver_key, rates)
             cache = self.__dict__.setdefault("_calibration_cache", {})
             if key not in cache:
-                cache[key] = self._calibrate_condition(condition, int(label), call)
+                cache[key] = self._calibrate_condition(condition, int(label), call, rates)
             result.lognorm[label], result.scale[label], result.log_ratio[label] = cache[key]
         return result
 
     @torch.inference_mode()
-    def _calibrate_condition(self, condition: Condition, label: int, call: Any) -> tuple[np.ndarray, ...]:
+    def _calibrate_condition(self, condition: Condition, label: int, call: Any, rates: bool) -> tuple[np.ndarray, ...]:
         """Corrections (n_genes,) of a condition in a cell type, from the cells that stand for it."""
         saved = self.calibration_
         reference = saved["reference"][label]
@@ -109,7 +112,7 @@ class CalibrationMixin:
         moved = y + decoded + (scale - 1.0) * (y - profile)
         lognorm = _solve_shift(moved, y.mean(axis=0) + effect, saved["highest"])
         log_ratio = np.zeros_like(effect)
-        if call.return_type == "counts":
+        if rates:
             log_ratio = _solve_log_ratio(after, theta, library, level0 + effect)
         return lognorm.astype(np.float32), scale.astype(np.float32), log_ratio.astype(np.float32)
 

@@ -111,7 +111,8 @@ class GenerationMixin:
         prior = self.module.technical_prior(context.batch.to(self._device))
         noise = torch.from_numpy(rng.standard_normal(tuple(prior.loc.shape), dtype=np.float32)).to(self._device)
         log_share = self.module.decoder(latent.to(self._device), prior.loc + prior.scale * noise).cpu().numpy()
-        log_share += self._calibration(condition, context.labels.numpy(), call).log_ratio[context.labels.numpy()]
+        labels = context.labels.numpy()
+        log_share += self._calibration(condition, labels, call, rates=True).log_ratio[labels]
         mean = np.exp(log_share) * cells.library[:, None]
         if call.return_type == "counts":
             return sparse.csr_matrix(draw_nb(mean, self._theta(), rng).astype(np.float32))

@@ -301,7 +301,7 @@ class PredictionMixin(CalibrationMixin):
         after = torch.stack([self._log_share(draw, target) for draw in moved]).mean(dim=0)
         before, after = before.numpy(), after.numpy()
         labels = context.labels.numpy()
-        calibration = self._calibration(condition, labels, call)
+        calibration = self._calibration(condition, labels, call, rates=call.return_type == "counts")
         library = cells.library[rows, None]
         return CellChange(
             lognorm=np.log1p(1e4 * np.exp(after)) - np.log1p(1e4 * np.exp(before)) + calibration.lognorm[labels],

@@ -119,3 +119,12 @@ def test_data_are_left_alone(trained):
     before = trained.adata.copy()
     trained.generate_cells("P1", 10, batch="batch1")
     assert (trained.adata.X != before.X).nnz == 0 and trained.adata.obs.equals(before.obs)
+
+
+def test_expected_counts_have_the_calibrated_mean_of_the_drawn_ones(trained):
+    drawn = trained.generate_cells("P1", 400, return_type="counts", seed=0).X
+    expected = trained.generate_cells("P1", 400, return_type="mean", seed=0).X
+    drawn, expected = np.asarray(drawn.mean(axis=0)).ravel(), expected.mean(axis=0)
+    assert abs(drawn.sum() / expected.sum() - 1.0) < 0.05
+    largest = np.argsort(-expected)[:20]
+    np.testing.assert_allclose(drawn[largest], expected[largest], rtol=0.25)
