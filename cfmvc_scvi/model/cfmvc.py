@@ -17,12 +17,15 @@ from cfmvc_scvi._constants import AUTO, CFMVC_KEYS
 from cfmvc_scvi.data.cells import CellReader, categories
 from cfmvc_scvi.data.perturbation import PerturbationVocabulary
 from cfmvc_scvi.data.setup import SetupKeys, make_fields, resolve_keys, validate
+from cfmvc_scvi.model.effects import EffectMixin
 from cfmvc_scvi.model.embed import EmbeddingMixin
 from cfmvc_scvi.model.generate import GenerationMixin
 from cfmvc_scvi.model.inspect import InspectionMixin
 from cfmvc_scvi.model.persist import PersistenceMixin
 from cfmvc_scvi.model.predict import PredictionMixin
+from cfmvc_scvi.model.programs import ProgramMixin
 from cfmvc_scvi.model.training import TrainingMixin
+from cfmvc_scvi.model.trajectory import TrajectoryMixin
 from cfmvc_scvi.module import CFMVCModule
 
 logger = logging.getLogger(__name__)
@@ -31,6 +34,9 @@ logger = logging.getLogger(__name__)
 class CFMVC(
     TrainingMixin,
     EmbeddingMixin,
+    EffectMixin,
+    ProgramMixin,
+    TrajectoryMixin,
     PredictionMixin,
     GenerationMixin,
     InspectionMixin,

@@ -1,0 +1,256 @@
+"""What a perturbation does to every gene: estimate, interval, sign probability."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import norm
+
+from cfmvc_scvi.data.cells import unknown_level_message
+from cfmvc_scvi.data.perturbation import Condition
+from cfmvc_scvi.data.setup import registered_conditions
+from cfmvc_scvi.model.calibrate import GP_WEIGHT, Populations
+from cfmvc_scvi.model.latents import LatentCache
+from cfmvc_scvi.module.effect_gp import EffectGP, MeanEffects
+from cfmvc_scvi.module.effect_posterior import LeftOut, effect_error, left_out
+from cfmvc_scvi.module.likelihood import expected_lognorm
+
+#: Factor on the process's standard deviation: never below 1, at most this.
+_MAX_SCALE = 5.0
+
+
+class EffectMixin:
+    """Gene effects of :class:`~cfmvc_scvi.CFMVC`."""
+
+    #: Effects observed in the training populations and the scales of the intervals, made at the first use.
+    effect_errors_: dict[str, Any] | None = None
+
+    def get_perturbation_effect(
+        self,
+        perturbation: str,
+        labels: str | Sequence[str] | None = None,
+        *,
+        dosage: float | str | None = None,
+        level: float = 0.95,
+        min_change: float = 0.0,
+        fdr: float = 0.05,
+    ) -> pd.DataFrame:
+        r"""Mean log fold change of every gene under a perturbation, with its uncertainty.
+
+        The estimate is the mean effect that predictions are calibrated to: over the control cells of a cell type, the
+        mean change of log1p of counts per 10,000 (a natural-log fold change with a pseudocount of one count in
+        10,000). It averages the latent path's and the Gaussian process's estimates. The interval is about the effect on
+        the population, not on single cells. Its variance is
+
+        .. math:: \max\left( c^2 V_{process} + V_{noise}, \; (\hat w - w_{GP})^2 \right)
+
+        where the V are the two parts of :func:`~cfmvc_scvi.module.effect_posterior.effect_error`, ``c >= 1`` is what
+        left-out training populations ask for (single populations for contexts, all populations of a perturbation for
+        perturbations and combinations), and the last term is the disagreement of the two estimates.
+
+        Signs follow Stephens (2017): the local false sign rate of a gene is the posterior probability that its effect
+        is not in the direction of the estimate (or not beyond ``min_change`` in it), and its s-value is the mean of
+        that rate over all genes at least as sure; calling the genes with an s-value up to ``fdr`` keeps the expected
+        fraction of false signs among them at ``fdr``, as far as the posterior is right.
+
+        Parameters
+        ----------
+        perturbation
+            A perturbation or combination.
+        labels
+            Cell type, or several; ``None`` is all. Several are averaged in proportion to their control cells.
+        dosage
+            Dose of the perturbation.
+        level
+            Probability of the interval, between 0 and 1.
+        min_change
+            Smallest effect of interest, in the units of the estimate.
+        fdr
+            False sign rate allowed among the genes called ``significant``.
+
+        Returns
+        -------
+        DataFrame, one row per gene: ``log_fold_change``, ``lower`` and ``upper``, ``sd``, ``sign_probability``
+        (that the effect is beyond ``min_change`` in the direction of the estimate), ``lfsr``, ``s_value`` and
+        ``significant``; ``attrs`` has the condition, the cell types, their ``support`` and the units.
+
+        Raises
+        ------
+        ValueError
+            For an unknown perturbation or cell type, or a probability out of range.
+        RuntimeError
+            When the flow is not trained, no training population was large enough, or the training data are
+            needed and not there.
+
+        References
+        ----------
+        Stephens M (2017). False discovery rates: a new deal. Biostatistics 18(2), 275-294.
+        """
+        self._require_flow("give perturbation effects")
+        _check_probabilities(level=level, fdr=fdr)
+        if not min_change >= 0:
+            raise ValueError(f"`min_change` is {min_change}; it must not be negative.")
+        [condition] = self._requested_conditions([perturbation], dosage)
+        p = self.vocabulary.encode([condition])[0]
+        codes = self._label_codes(labels)
+        saved = self._effect_errors()
+        n_control = saved["n_control"][codes]
+        weights = n_control / n_control.sum() if n_control.any() else np.full(len(codes), 1.0 / len(codes))
+        mean, variance = self._effect_moments(condition, p, codes, weights)
+        floor = -(weights @ self.calibration_["profiles"][codes])
+        table = effect_table(mean, np.sqrt(variance), floor, level=level, min_change=min_change, fdr=fdr)
+        table.index = pd.Index(self.get_var_names(), name="gene")
+        table.attrs = {
+            "perturbation": condition.label,
+            "labels": [self.cell_types[code] for code in codes],
+            "support": [str(value) for value in self._support(condition, codes)],
+            "units": "change of mean log1p of counts per 10,000 (natural log)",
+            "level": level,
+            "min_change": min_change,
+            "fdr": fdr,
+        }
+        return table
+
+    # ---- parts ------------------------------------------------------------------------------------------------
+
+    def _effect_moments(
+        self, condition: Condition, p: np.ndarray, codes: np.ndarray, weights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance (n_genes,) of the effect averaged over cell types with these weights."""
+        profiles = self.calibration_["profiles"]
+        if condition.is_control:
+            zero = np.zeros(profiles.shape[1])
+            return zero, zero
+        saved = self._effect_errors()
+        gp = EffectGP.from_dict(self.calibration_["gp"])
+        error = effect_error(gp, MeanEffects(**saved["effects"]), np.tile(p, (len(codes), 1)), codes)
+        latent = np.stack([self._latent_effect(p, int(code)) for code in codes])
+        estimate = np.maximum((1.0 - GP_WEIGHT) * latent + GP_WEIGHT * error.mean, -profiles[codes])
+        unknown = self._support(condition, codes).isin(["new combination", "new perturbation"])
+        scale = np.where(unknown, saved["scale_perturbation"], saved["scale_context"])
+        process = np.einsum("c,gcd,d->g", weights * scale, error.process, weights * scale)
+        noise = np.einsum("c,gcd,d->g", weights, error.noise, weights)
+        disagreement = weights @ (estimate - error.mean)
+        return weights @ estimate, np.maximum(process + noise, disagreement**2)
+
+    @torch.inference_mode()
+    def _latent_effect(self, p: np.ndarray, code: int) -> np.ndarray:
+        """Mean effect (n_genes,) by the latent path, over the control cells that stand for a cell type."""
+        reference = self.calibration_["reference"][code]
+        call = self._make_call("lognorm", 1, None, None, None, None, None)
+        library, theta = reference["library"], self._theta()
+        before, after = (
+            expected_lognorm(np.exp(share) * library[:, None], theta, library).mean(axis=0)
+            for share in self._reference_shares(reference, p, call)
+        )
+        return after - before
+
+    def _label_codes(self, labels: str | Sequence[str] | None) -> np.ndarray:
+        if labels is None:
+            return np.arange(len(self.cell_types))
+        wanted = [str(label) for label in ([labels] if isinstance(labels, str) else labels)]
+        unknown = [label for label in wanted if label not in self.cell_types]
+        if unknown or not wanted:
+            raise ValueError(unknown_level_message("cell type", "`labels`", unknown, self.cell_types))
+        return np.array([self.cell_types.index(label) for label in wanted])
+
+    def _calibrate(self, cache: LatentCache) -> None:
+        self.effect_errors_ = None
+        super()._calibrate(cache)
+
+    def _effect_errors(self) -> dict[str, Any]:
+        """Observed effects of the training populations, and how much wider the process must be; kept."""
+        if self.effect_errors_ is None:
+            if self.calibration_["gp"] is None:
+                raise RuntimeError(
+                    "No perturbation has enough training cells in a cell type with enough control cells, so nothing is "
+                    "known about the uncertainty of its effect."
+                )
+            self._require_adata("give perturbation effects for the first time")
+            self.effect_errors_ = self._observe_effects()
+        return self.effect_errors_
+
+    def _observe_effects(self) -> dict[str, Any]:
+        cells = self._cells(None)
+        condition, conditions = registered_conditions(self.adata, self.setup_keys, self.vocabulary)
+        p = torch.from_numpy(self.vocabulary.encode(conditions))
+        rows = np.sort(np.r_[self._split.train, self._split.validation])
+        labels = cells.context.labels.numpy()[rows]
+        populations = Populations.of(LatentCache(cells, None, condition, conditions, p), rows, len(self.cell_types))
+        effects = populations.effects()
+        gp = EffectGP.from_dict(self.calibration_["gp"])
+        same = np.unique(effects.p, axis=0, return_inverse=True)[1].ravel()
+        return {
+            "effects": asdict(effects),
+            "n_control": np.bincount(labels[condition[rows] == 0], minlength=len(self.cell_types)),
+            "scale_context": interval_scale(left_out(gp, effects, np.arange(len(same)))),
+            "scale_perturbation": interval_scale(left_out(gp, effects, same)),
+        }
+
+
+def interval_scale(errors: LeftOut, level: float = 0.95) -> float:
+    """Factor on the process's standard deviation with which ``level`` of the left-out effects lie in their interval.
+
+    At least 1: where the intervals are wide enough as they are, they stay. At most :data:`_MAX_SCALE`.
+    """
+    reach = (errors.residual / norm.ppf(0.5 + level / 2)) ** 2
+
+    def covered(scale: float) -> float:
+        return float((reach <= scale**2 * errors.process + errors.noise).mean())
+
+    if covered(1.0) >= level:
+        return 1.0
+    low, high = 1.0, _MAX_SCALE
+    for _ in range(30):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if covered(middle) < level else (low, middle)
+    return high
+
+
+def effect_table(
+    mean: np.ndarray, sd: np.ndarray, floor: np.ndarray, *, level: float, min_change: float, fdr: float
+) -> pd.DataFrame:
+    """Interval, sign probability, local false sign rate and s-value of normal posteriors; one row per gene.
+
+    ``floor`` is the lowest effect possible, that which takes the gene to zero.
+    """
+    reach = norm.ppf(0.5 + level / 2) * sd
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = np.where(sd > 0, (np.abs(mean) - min_change) / sd, np.where(np.abs(mean) > min_change, np.inf, -np.inf))
+    z = np.where((sd == 0) & (mean == 0), 0.0 if min_change == 0 else -np.inf, z)
+    lfsr = norm.sf(z)
+    s_value = mean_of_smaller(lfsr)
+    return pd.DataFrame(
+        {
+            "log_fold_change": mean,
+            "lower": np.maximum(mean - reach, np.minimum(floor, mean)),
+            "upper": mean + reach,
+            "sd": sd,
+            "sign_probability": norm.cdf(z),
+            "lfsr": lfsr,
+            "s_value": s_value,
+            "significant": s_value <= fdr,
+        }
+    )
+
+
+def mean_of_smaller(rates: np.ndarray) -> np.ndarray:
+    """Mean of all rates that are not larger than each, shape (n,): the s-values of local false sign rates."""
+    order = np.argsort(rates, kind="stable")
+    running = np.cumsum(rates[order]) / np.arange(1, len(rates) + 1)
+    ordered = rates[order]
+    last = np.searchsorted(ordered, ordered, side="right") - 1  # equal rates share the value of the last of them
+    out = np.empty_like(running)
+    out[order] = running[last]
+    return out
+
+
+def _check_probabilities(**values: float) -> None:
+    for name, value in values.items():
+        if not 0.0 < value < 1.0:
+            raise ValueError(f"`{name}` is {value}; it must lie between 0 and 1, as 0.95.")

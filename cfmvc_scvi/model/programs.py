@@ -1,0 +1,113 @@
+"""What each basis field of the velocity does to genes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from cfmvc_scvi._types import FlowContext
+from cfmvc_scvi.data.cells import unknown_level_message
+from cfmvc_scvi.model.trajectory import velocity_of
+
+
+class ProgramMixin:
+    """Effect programs of :class:`~cfmvc_scvi.CFMVC`."""
+
+    def get_effect_basis(
+        self, labels: str | None = None, *, n_top: int | None = None, step: float | None = None
+    ) -> pd.DataFrame:
+        r"""What each basis field does to genes, per unit of its coefficient.
+
+        Control cells are carried along one basis field at a time and decoded,
+
+        .. math:: \frac{1}{2 h} \left[ y(z + \phi_1(z_0; h e_k) - \phi_1(z_0; 0))
+                  - y(z + \phi_1(z_0; -h e_k) - \phi_1(z_0; 0)) \right], \qquad y = \log(1 + 10^4 \rho)
+
+        (a central difference, :math:`\phi_1` the flow to time 1 with the coefficients given), and averaged over cells.
+        With :meth:`get_effect_coefficients` it says what a perturbation is made of: coefficients times basis is, to
+        first order, its decoded change. The change is the latent path's own, before calibration.
+
+        Parameters
+        ----------
+        labels
+            Cell type whose control cells are carried; ``None`` averages over all cell types, each of which counts the
+            same.
+        n_top
+            ``None`` returns all genes; a number returns the genes with the largest change of each basis instead.
+        step
+            :math:`h`, in units of the coefficients; ``None`` is for each basis the root mean square of its coefficients
+            over the training perturbations.
+
+        Returns
+        -------
+        DataFrame (basis x genes): change of log1p of counts per 10,000 (a natural-log fold change with a pseudocount of
+        one in 10,000 counts) per unit of coefficient. With ``n_top``, a long table ``basis``, ``rank``, ``gene``,
+        ``log_fold_change``, ranked by size.
+
+        Raises
+        ------
+        ValueError
+            For an unknown cell type, or a step or number of genes that is not positive.
+        RuntimeError
+            When the flow is not trained.
+        """
+        self._require_flow("decode its basis")
+        if step is not None and not step > 0:
+            raise ValueError(f"`step` is {step}; it must be positive, or None.")
+        if n_top is not None and n_top < 1:
+            raise ValueError(f"`n_top` is {n_top}; it must be at least 1, or None for all genes.")
+        if labels is not None and labels not in self.cell_types:
+            raise ValueError(unknown_level_message("cell type", "`labels`", [str(labels)], self.cell_types))
+        codes = range(len(self.cell_types)) if labels is None else [self.cell_types.index(labels)]
+        size = np.sqrt((self.get_effect_coefficients().to_numpy() ** 2).mean(axis=0))
+        steps = np.where(size > 0, size, 1.0) if step is None else np.full(len(size), step)
+        values = np.mean([self._decode_basis(self.calibration_["reference"][code], steps) for code in codes], axis=0)
+        names = pd.Index([f"basis_{k}" for k in range(len(values))], name="basis")
+        table = pd.DataFrame(values, index=names, columns=pd.Index(self.get_var_names(), name="gene"))
+        return table if n_top is None else rank_genes(table, n_top)
+
+    @torch.inference_mode()
+    def _decode_basis(self, reference: dict[str, Any], steps: np.ndarray) -> np.ndarray:
+        """Mean change (n_basis, n_genes) of reference cells per unit of each coefficient."""
+        z = torch.from_numpy(reference["z"]).to(self._device)
+        technical = torch.from_numpy(reference["technical"])
+        context = FlowContext(
+            *(
+                None if reference[name] is None else torch.from_numpy(reference[name]).to(self._device)
+                for name in ("categorical", "continuous", "spatial")
+            )
+        )
+        changes = []
+        for k, step in enumerate(steps):
+            up, down = (self._carry(z, context, k, sign * float(step)).cpu() for sign in (1.0, -1.0))
+            y_up, y_down = (np.log1p(1e4 * np.exp(self._log_share(end, technical).numpy())) for end in (up, down))
+            changes.append((y_up - y_down).mean(axis=0) / (2.0 * step))
+        return np.stack(changes)
+
+    def _carry(self, z: Tensor, context: FlowContext, basis: int, coefficient: float) -> Tensor:
+        """Latents carried along one basis field."""
+        module = self.module
+        solver = self._make_call("latent", 1, None, None, None, None, None).solver
+        encoded = module.encode_context(context)
+        alpha = torch.zeros(len(z), module.flow_field.n_basis, device=z.device)
+        still = velocity_of(module, encoded, alpha.clone())
+        alpha[:, basis] = coefficient
+        start = module.standardize(z)
+        if self.flow_source == "noise":
+            start = solver.integrate(still, start, 1.0, 0.0)
+        moved = solver.integrate(velocity_of(module, encoded, alpha), start)
+        return z + (moved - solver.integrate(still, start)) * module.flow_scale
+
+
+def rank_genes(table: pd.DataFrame, n_top: int) -> pd.DataFrame:
+    """Genes with the largest absolute value in each row of a table (basis x genes), as a long table."""
+    n_top = min(n_top, table.shape[1])
+    rows = []
+    for name, values in table.iterrows():
+        best = np.argsort(-np.abs(values.to_numpy()), kind="stable")[:n_top]
+        rows += [(name, rank + 1, table.columns[i], values.iloc[i]) for rank, i in enumerate(best)]
+    return pd.DataFrame(rows, columns=[table.index.name, "rank", "gene", "log_fold_change"])

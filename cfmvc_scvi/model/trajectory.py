@@ -1,0 +1,126 @@
+"""Latents on their way from control to perturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import anndata as ad
+import numpy as np
+import torch
+from anndata import AnnData
+from torch import Tensor
+
+from cfmvc_scvi.model.predict import latent_var
+from cfmvc_scvi.module import CFMVCModule
+
+
+class TrajectoryMixin:
+    """Interpolation of :class:`~cfmvc_scvi.CFMVC` along the flow."""
+
+    def get_trajectory(
+        self,
+        adata: AnnData | None = None,
+        perturbation: str | None = None,
+        *,
+        times: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
+        indices: Sequence[int] | None = None,
+        dosage: float | str | None = None,
+        n_steps: int | None = None,
+        solver: str | None = None,
+        batch_size: int | None = None,
+    ) -> AnnData:
+        r"""Intrinsic latents of cells at times of the flow, from control (0) to perturbed (1).
+
+        .. math:: z(t) = z + \phi_t(z_0; p) - \phi_t(z_0; 0)
+
+        with :math:`\phi_t` the solution of :math:`dz/dt = v` at time t from the starting point :math:`z_0` of
+        :meth:`predict_perturbation`. Flow time orders the change; it is not a time in hours.
+
+        Parameters
+        ----------
+        adata
+            Control cells with the model's genes; ``None`` takes the control cells of the registered data.
+        perturbation
+            A perturbation or combination.
+        times
+            Times from 0 to 1, in the order wanted.
+        indices
+            Rows of ``adata`` (or of the registered data) to take.
+        dosage
+            Dose of the perturbation.
+        n_steps, solver
+            As in :meth:`predict_perturbation`. Every time is reached from 0 with ``n_steps`` steps.
+        batch_size
+            Cells at a time.
+
+        Returns
+        -------
+        AnnData (n_times * n_cells, n_latent) with one block of rows per time, in latent units. ``obs`` has the cells'
+        columns with the perturbation replaced, ``source_cell``, ``support`` and ``time``. At 0 it is the latent of the
+        cells, at 1 the ``obsm["X_cfmvc"]`` of their prediction.
+
+        Raises
+        ------
+        ValueError
+            For times outside of 0 to 1, no perturbation, or one that is not known.
+        RuntimeError
+            When the flow is not trained.
+        """
+        self._require_flow("give trajectories")
+        times = np.asarray(times, dtype=float).ravel()
+        if not len(times) or not ((times >= 0.0) & (times <= 1.0)).all():
+            raise ValueError(f"`times` is {times.tolist()}; give at least one flow time, each from 0 to 1.")
+        if perturbation is None:
+            raise ValueError(
+                f"`perturbation` is missing: give one, for instance of {list(self.vocabulary.names[:10])}."
+            )
+        call = self._make_call("latent", 1, solver, n_steps, None, batch_size, None)
+        [condition] = self._requested_conditions([perturbation], dosage)
+        p = torch.from_numpy(self.vocabulary.encode([condition])).to(self._device)
+        cells = self._source_cells(adata, indices, None)
+        n_cells = len(cells)
+        padded = cells.padded()
+        posterior = self._encode(padded, call.batch_size)
+        latents: list[list[np.ndarray]] = [[] for _ in times]
+        for rows in padded.chunks(call.batch_size):
+            context = padded.context[rows].to(self._device)
+            z = posterior.mean[rows].to(self._device)
+            for found, t in zip(latents, times, strict=True):
+                moved = self._at_time(z, p.expand(len(z), -1), context, call.solver, float(t))
+                found.append(moved.cpu().numpy())
+        obs = self._result_obs(cells, condition, call, 1)
+        blocks = []
+        for found, t in zip(latents, times, strict=True):
+            names = obs.index + f"_t{t:g}"
+            latent = np.concatenate(found)[:n_cells]
+            blocks.append(AnnData(latent, obs=obs.assign(time=t).set_index(names), var=latent_var(latent.shape[1])))
+        result = blocks[0] if len(blocks) == 1 else ad.concat(blocks, merge="same")
+        result.obs_names_make_unique()
+        result.uns["cfmvc"] = self._describe(call, [condition]) | {"times": times}
+        return result
+
+    @torch.no_grad()
+    def _at_time(self, z: Tensor, p: Tensor, context, solver, t: float) -> Tensor:
+        """Latents (n, n_latent) at a time of the flow; the counterpart of the module's ``transport``."""
+        if t == 0.0 or bool((p == 0).all()):
+            return z
+        module = self.module
+        start = module.standardize(z)
+        encoded = module.encode_context(context)
+        alpha = module.coefficients(p, context.labels)
+        base = velocity_of(module, encoded, torch.zeros_like(alpha))
+        if self.flow_source == "noise":
+            start = solver.integrate(base, start, 1.0, 0.0)
+        still = solver.integrate(base, start, 0.0, t)
+        moved = solver.integrate(velocity_of(module, encoded, alpha), start, 0.0, t)
+        return z + (moved - still) * module.flow_scale
+
+
+def velocity_of(module: CFMVCModule, encoded: Tensor, alpha: Tensor) -> Callable[[Tensor, float], Tensor]:
+    """Velocity field of cells with these context vectors and effect coefficients, in the flow's units."""
+
+    def velocity(z: Tensor, t: float) -> Tensor:
+        times = torch.full((len(z),), t, dtype=z.dtype, device=z.device)
+        return module.flow_field(z, times, encoded, alpha).total
+
+    return velocity

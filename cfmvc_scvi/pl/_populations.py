@@ -1,0 +1,137 @@
+"""Reading cells for plots: AnnData of counts, or arrays on the log1p CP10k scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from cfmvc_scvi.metrics import log1p_cp10k
+
+Cells: TypeAlias = AnnData | np.ndarray
+
+
+@dataclass(frozen=True)
+class Populations:
+    """Control, predicted and real cells of one condition on one scale and one set of genes.
+
+    Attributes
+    ----------
+    values
+        Name to log1p CP10k, cells x genes; control, predicted and, where given, real.
+    genes
+        Names of the genes.
+    """
+
+    values: dict[str, np.ndarray]
+    genes: pd.Index
+
+    @property
+    def means(self) -> dict[str, np.ndarray]:
+        """Mean profiles (n_genes,)."""
+        return {name: x.mean(axis=0) for name, x in self.values.items()}
+
+    def positions(self, genes: Sequence[str]) -> np.ndarray:
+        """Columns of genes by name."""
+        wanted = [genes] if isinstance(genes, str) else list(genes)
+        found = self.genes.get_indexer(wanted)
+        missing = [gene for gene, at in zip(wanted, found, strict=True) if at < 0]
+        if missing or not wanted:
+            raise ValueError(
+                f"`genes` {missing[:5]} are not among the {len(self.genes)} genes of the cells, which begin with "
+                f"{list(self.genes[:5])}: give at least one of their names."
+            )
+        return found
+
+
+def read_populations(
+    predicted: Cells,
+    control: Cells,
+    real: Cells | None = None,
+    *,
+    library_key: str | None = None,
+    gene_names: Sequence[str] | None = None,
+) -> Populations:
+    """Cells of one condition, aligned by gene name to the prediction.
+
+    A prediction keeps the library sizes of the cells it was made from: they are looked up in ``control`` by
+    ``obs["source_cell"]`` where ``library_key`` does not say otherwise.
+    """
+    given = {"control": control, "predicted": predicted} | ({} if real is None else {"real": real})
+    genes = _genes(given, gene_names)
+    values = {}
+    for name, cells in given.items():
+        library = _source_library(cells, control) if name == "predicted" and library_key is None else None
+        values[name] = lognorm(cells, name, genes, library_key=library_key, library=library)
+    return Populations(values, genes)
+
+
+def lognorm(
+    cells: Cells,
+    name: str,
+    genes: pd.Index,
+    *,
+    library_key: str | None = None,
+    library: np.ndarray | None = None,
+) -> np.ndarray:
+    """log1p CP10k of cells (n_cells, n_genes), dense, with these genes in this order."""
+    if not isinstance(cells, AnnData):
+        x = cells.toarray() if sparse.issparse(cells) else np.asarray(cells, dtype=float)
+        if x.ndim != 2 or x.shape[1] != len(genes) or not len(x):
+            raise ValueError(
+                f"`{name}` has shape {x.shape}; it must be cells x genes, with at least one cell and {len(genes)} genes."
+            )
+        if not np.isfinite(x).all():
+            raise ValueError(f"`{name}` has {int((~np.isfinite(x)).sum())} values that are not finite.")
+        return x
+    if not cells.n_obs:
+        raise ValueError(f"`{name}` has no cells.")
+    columns = cells.var_names.get_indexer(genes)
+    if (columns < 0).any():
+        missing = list(genes[columns < 0])
+        raise ValueError(f"`{name}` lacks {len(missing)} genes of the prediction: {missing[:5]}.")
+    if _return_type(cells) == "latent":
+        raise ValueError(f"`{name}` holds latents, not expression: predict with `return_type='mean'`.")
+    if _return_type(cells) == "lognorm":
+        values = cells.X
+    else:
+        if library_key is not None:
+            if library_key not in cells.obs:
+                raise KeyError(f"`library_key` {library_key!r} is not in the obs of `{name}`: {list(cells.obs)}.")
+            library = cells.obs[library_key].to_numpy(dtype=float)
+        values = log1p_cp10k(cells.X, library)
+    values = values[:, columns]
+    return np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=float)
+
+
+def _return_type(cells: AnnData) -> str | None:
+    described = cells.uns.get("cfmvc", {})
+    return described.get("return_type") if isinstance(described, dict) else None
+
+
+def _source_library(predicted: Cells, control: Cells) -> np.ndarray | None:
+    """Library size of the cell each prediction was made from, where the control cells tell."""
+    if not (isinstance(predicted, AnnData) and isinstance(control, AnnData)) or "source_cell" not in predicted.obs:
+        return None
+    rows = control.obs_names.get_indexer(predicted.obs["source_cell"].astype(str))
+    if (rows < 0).any() or not control.obs_names.is_unique:
+        return None
+    return np.asarray(control.X.sum(axis=1)).ravel()[rows]
+
+
+def _genes(given: dict[str, Cells], gene_names: Sequence[str] | None) -> pd.Index:
+    first = given["predicted"]
+    if isinstance(first, AnnData):
+        return first.var_names
+    if gene_names is not None:
+        return pd.Index(gene_names)
+    named = [cells for cells in given.values() if isinstance(cells, AnnData)]
+    if named:
+        return named[0].var_names
+    shape = np.shape(first)
+    return pd.Index([f"gene {i}" for i in range(shape[1] if len(shape) == 2 else 0)])

@@ -1,0 +1,167 @@
+"""Colours, figures and labels that all plots share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.text import Annotation
+
+#: Okabe and Ito (2008): told apart with every common colour vision.
+CONTROL, PREDICTED, REAL = "#8a8f98", "#0072B2", "#D55E00"
+COLORS: Final = {"control": CONTROL, "predicted": PREDICTED, "real": REAL}
+PALETTE: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINE, FAINT = "#4a4f57", "#c4c8ce"
+#: Colour maps: signed values around zero, and values from zero up.
+DIVERGING, SEQUENTIAL = "RdBu_r", "cividis"
+UNITS = "log1p CP10k"
+SMALL = 8.0
+
+_WINDOWLESS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template", "inline")
+
+
+def axes_for(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
+    """The axes given, or those of a new figure."""
+    if ax is not None:
+        if not isinstance(ax, Axes):
+            raise TypeError(f"`ax` is a {type(ax).__name__}; this plot draws on one matplotlib Axes.")
+        return ax
+    return plt.subplots(figsize=figsize, layout="constrained")[1]
+
+
+def tidy(ax: Axes) -> None:
+    """Only the lines that carry a scale."""
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def finish(drawn: Axes | Figure, show: bool | None, save: str | Path | None, *, own: bool = True) -> None:
+    """Save and show; ``own`` says whether the figure was made here."""
+    figure = drawn if isinstance(drawn, Figure) else root_figure(drawn)
+    if save is not None:
+        figure.savefig(save, dpi=150, bbox_inches="tight")
+    if show is None:
+        windowless = any(name in mpl.get_backend().lower() for name in _WINDOWLESS)
+        show = own and save is None and not windowless
+    if show:
+        plt.show()
+
+
+def root_figure(ax: Axes) -> Figure:
+    """The figure that an axes stands in, past subfigures."""
+    figure = ax.figure
+    while isinstance(figure, SubFigure):
+        figure = figure.figure
+    return figure
+
+
+def symmetric_limit(values: np.ndarray, quantile: float = 0.995) -> float:
+    """Reach of a colour scale around zero that a few extreme values do not stretch."""
+    size = np.abs(values[np.isfinite(values)])
+    return float(np.quantile(size, quantile)) or float(size.max(initial=0.0)) or 1.0
+
+
+def point_size(n: int) -> float:
+    """Area of a marker, smaller for more points."""
+    return float(np.clip(6000.0 / max(n, 1), 3.0, 30.0))
+
+
+def label_beside(ax: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> list[Annotation]:
+    """Names in two columns at the sides, each tied to its point by a line.
+
+    Made for points along the diagonal, which leave the upper left and the lower right free: the upper half of the points
+    is named at the left, the lower half at the right. Names do not overlap.
+    """
+    if not len(names):
+        return []
+    order = np.argsort(-y, kind="stable")
+    upper, lower = order[: -(-len(order) // 2)], order[-(-len(order) // 2) :]
+    line = 1.35 * SMALL / 72 / _height_in_inches(ax)
+    capacity = int(0.9 / line)
+    if len(upper) > capacity:
+        raise ValueError(f"{len(names)} names do not fit beside this plot: at most {2 * capacity}, or a larger figure.")
+    to_axes = (ax.transData + ax.transAxes.inverted()).transform
+    placed = []
+    for chosen, place, align, top in ((upper, 0.02, "left", 0.97), (lower, 0.98, "right", None)):
+        wanted = to_axes(np.column_stack([x[chosen], y[chosen]]))[:, 1]
+        bottom = 0.03 + line * (len(chosen) - 1)
+        heights = _spread(np.clip(wanted, 0.03, 0.97), line, top if top is not None else max(0.5, bottom))
+        for i, height in zip(chosen, heights, strict=True):
+            placed.append(
+                ax.annotate(
+                    names[i],
+                    (x[i], y[i]),
+                    xytext=(place, height),
+                    textcoords="axes fraction",
+                    ha=align,
+                    va="center",
+                    fontsize=SMALL,
+                    arrowprops={"arrowstyle": "-", "color": FAINT, "lw": 0.7, "shrinkA": 1, "shrinkB": 2},
+                )
+            )
+    return placed
+
+
+def _spread(wanted: np.ndarray, line: float, top: float) -> np.ndarray:
+    """Heights in falling order, at least ``line`` apart, at most ``top`` and at least 0.03, near those wanted."""
+    heights = np.empty(len(wanted))
+    ceiling = top
+    for i, height in enumerate(wanted):
+        heights[i] = min(height, ceiling)
+        ceiling = heights[i] - line
+    floor = 0.03
+    for i in reversed(range(len(wanted))):
+        heights[i] = max(heights[i], floor)
+        floor = heights[i] + line
+    return heights
+
+
+def label_points(ax: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> list[Annotation]:
+    """Names close to their points, in the order given; one that would cover an earlier name or a point is left out."""
+    figure = root_figure(ax)
+    figure.draw_without_rendering()
+    renderer = figure.canvas.get_renderer() if hasattr(figure.canvas, "get_renderer") else None
+    points = ax.transData.transform(np.column_stack([x, y]))
+    frame = ax.get_window_extent(renderer)
+    taken, placed = [], []
+    for i, name in enumerate(names):
+        for dx, dy, ha, va in _SIDES:
+            text = ax.annotate(
+                name, (x[i], y[i]), (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=SMALL, clip_on=False
+            )
+            box = text.get_window_extent(renderer)
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+            if inside and not any(box.overlaps(other) for other in taken) and not box.count_contains(points):
+                taken.append(box)
+                placed.append(text)
+                break
+            text.remove()
+    return placed
+
+
+_SIDES = (
+    (5, 0, "left", "center"),
+    (-5, 0, "right", "center"),
+    (0, 5, "center", "bottom"),
+    (0, -5, "center", "top"),
+    (4, 4, "left", "bottom"),
+    (-4, 4, "right", "bottom"),
+    (4, -4, "left", "top"),
+    (-4, -4, "right", "top"),
+)
+
+
+def _height_in_inches(ax: Axes) -> float:
+    figure = root_figure(ax)
+    figure.draw_without_rendering()  # settles the constrained layout and the aspect
+    return ax.get_window_extent().height / figure.dpi
+
+
+def tick_step(n: int, inches: float) -> int:
+    """Every how many-th name of ``n`` fits in this length without overlap."""
+    return max(1, int(np.ceil(n * 1.25 * SMALL / 72 / max(inches, 0.1))))

@@ -1,0 +1,260 @@
+"""Gene effects with intervals, effect programs, trajectories."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from cfmvc_scvi import CFMVC
+from cfmvc_scvi.model.effects import effect_table, interval_scale, mean_of_smaller
+from cfmvc_scvi.module.effect_posterior import LeftOut
+
+COLUMNS = ["log_fold_change", "lower", "upper", "sd", "sign_probability", "lfsr", "s_value", "significant"]
+
+
+@pytest.fixture(scope="module")
+def effect(trained):
+    return trained.get_perturbation_effect("P1", "type1")
+
+
+def test_table(trained, effect):
+    assert effect.columns.tolist() == COLUMNS
+    assert effect.index.tolist() == trained.adata.var_names.tolist()
+    assert effect.attrs["labels"] == ["type1"] and effect.attrs["support"] == ["seen"]
+    assert (effect["lower"] <= effect["log_fold_change"]).all() and (effect["log_fold_change"] <= effect["upper"]).all()
+    assert (effect["sd"] > 0).all()
+    np.testing.assert_allclose(effect["sign_probability"] + effect["lfsr"], 1.0)
+
+
+def test_estimate_is_what_predictions_say(trained):
+    """The mean of predicted cells changes by the estimate, up to the cap on predicted levels."""
+    control = trained.adata[(trained.adata.obs["perturbation"] == "control").to_numpy()].copy()
+    for cell_type in trained.cell_types:
+        cells = control[(control.obs["cell_type"] == cell_type).to_numpy()].copy()
+        library = np.asarray(cells.X.sum(axis=1))
+        before = np.log1p(cells.X.toarray() / library * 1e4).mean(axis=0)
+        after = trained.predict_perturbation(cells, "P2", return_type="lognorm").X.mean(axis=0)
+        estimate = trained.get_perturbation_effect("P2", cell_type)["log_fold_change"].to_numpy()
+        assert np.abs(after - before - estimate).mean() < 0.1 * np.abs(estimate).mean()
+        assert np.corrcoef(after - before, estimate)[0, 1] > 0.98
+
+
+def test_labels_are_averaged_by_their_controls(trained):
+    each = {kind: trained.get_perturbation_effect("P1", kind) for kind in trained.cell_types}
+    pooled = trained.get_perturbation_effect("P1")
+    rows = np.sort(np.r_[trained._split.train, trained._split.validation])
+    obs = trained.adata.obs.iloc[rows]
+    n = [((obs["cell_type"] == kind) & (obs["perturbation"] == "control")).sum() for kind in trained.cell_types]
+    expected = np.average([table["log_fold_change"] for table in each.values()], axis=0, weights=n)
+    np.testing.assert_allclose(pooled["log_fold_change"], expected, rtol=1e-5, atol=1e-6)
+    largest = np.maximum(*(table["sd"] for table in each.values()))
+    assert (pooled["sd"] <= largest + 1e-9).all() and pooled["sd"].mean() < largest.mean()
+    np.testing.assert_array_equal(trained.get_perturbation_effect("P1", ["type1", "type2"]), pooled)
+
+
+def test_intervals_follow_the_level(trained, effect):
+    narrow = trained.get_perturbation_effect("P1", "type1", level=0.5)
+    free = effect["lower"] > -trained.calibration_["profiles"][0] + 1e-6
+    width = (effect["upper"] - effect["lower"])[free] / (narrow["upper"] - narrow["lower"])[free]
+    np.testing.assert_allclose(width, norm.ppf(0.975) / norm.ppf(0.75), rtol=1e-5)
+
+
+def test_fewer_cells_wider_intervals(simulate, build, fit):
+    widths = []
+    for n_cells in (240, 1200):
+        model = fit(build(simulate(n_cells=n_cells)))
+        widths.append(model.get_perturbation_effect("P1", "type1")["sd"].mean())
+    assert widths[1] < 0.75 * widths[0]
+
+
+def test_unseen_context_is_less_certain(simulate, build, fit):
+    adata = simulate(n_cells=600, n_pairs=0)
+    held = ((adata.obs["perturbation"] == "P1") & (adata.obs["cell_type"] == "type1")).to_numpy()
+    model = fit(build(adata[~held].copy()))
+    unseen, seen = (model.get_perturbation_effect("P1", kind) for kind in ("type1", "type2"))
+    assert unseen.attrs["support"] == ["new context"] and seen.attrs["support"] == ["seen"]
+    assert unseen["sd"].mean() > seen["sd"].mean()
+
+
+def test_control_has_no_effect(trained):
+    table = trained.get_perturbation_effect("control")
+    assert (table[["log_fold_change", "lower", "upper", "sd"]] == 0).all(axis=None)
+    assert not table["significant"].any() and (table["lfsr"] == 0.5).all()
+
+
+def test_min_change_asks_for_more(trained, effect):
+    strict = trained.get_perturbation_effect("P1", "type1", min_change=0.3)
+    assert (strict["sign_probability"] <= effect["sign_probability"] + 1e-12).all()
+    expected = norm.cdf((np.abs(effect["log_fold_change"]) - 0.3) / effect["sd"])
+    np.testing.assert_allclose(strict["sign_probability"], expected)
+
+
+def test_s_values_by_hand():
+    np.testing.assert_allclose(mean_of_smaller(np.array([0.3, 0.01, 0.2, 0.01])), [0.13, 0.01, 0.22 / 3, 0.01])
+
+
+def test_calls_keep_the_false_sign_rate():
+    """Effects and estimates drawn from the model that the table assumes: wrong signs stay at the rate asked for."""
+    rng = np.random.default_rng(0)
+    truth, sd = rng.normal(scale=1.0, size=20_000), np.full(20_000, 0.8)
+    shrink = 1.0 / (1.0 + sd**2)
+    mean = shrink * (truth + sd * rng.normal(size=20_000))
+    table = effect_table(mean, np.sqrt(shrink) * sd, np.full(20_000, -9.0), level=0.9, min_change=0.0, fdr=0.1)
+    called = table["significant"].to_numpy()
+    assert called.sum() > 5000
+    assert np.mean(np.sign(mean[called]) != np.sign(truth[called])) == pytest.approx(0.1, abs=0.01)
+    assert np.mean((truth > table["lower"]) & (truth < table["upper"])) == pytest.approx(0.9, abs=0.01)
+
+
+def test_interval_never_reaches_below_zero_expression():
+    table = effect_table(np.array([-0.2]), np.array([1.0]), np.array([-0.5]), level=0.95, min_change=0, fdr=0.05)
+    assert table["lower"].item() == -0.5
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(0.5, 1.0), (1.0, 1.0), (2.0, 2.0), (50.0, 5.0)])
+def test_scale_widens_what_is_too_narrow_and_nothing_else(factor, expected):
+    residual = factor * np.random.default_rng(0).normal(size=(100, 100))
+    errors = LeftOut(residual, np.ones((100, 100)), np.zeros((100, 100)))
+    assert interval_scale(errors) == pytest.approx(expected, rel=0.03)
+
+
+def test_effects_survive_saving(trained, tmp_path, effect):
+    trained.get_perturbation_effect("P1")
+    trained.save(tmp_path / "model", overwrite=True)
+    loaded = CFMVC.load(tmp_path / "model", adata=False, accelerator="cpu")
+    again = loaded.get_perturbation_effect("P1", "type1").astype(float)
+    np.testing.assert_allclose(again, effect.astype(float), rtol=1e-4, atol=1e-5)
+    loaded.effect_errors_ = None
+    with pytest.raises(RuntimeError, match="loaded without data"):
+        loaded.get_perturbation_effect("P1")
+
+
+def test_retraining_forgets_the_old_errors(simulated, build, fit):
+    model = fit(build(simulated))
+    model.get_perturbation_effect("P1")
+    assert model.effect_errors_ is not None
+    fit(model)
+    assert model.effect_errors_ is None
+
+
+def test_no_population_large_enough(simulate, build, fit):
+    adata = simulate()
+    perturbed = np.flatnonzero((adata.obs["perturbation"] != "control").to_numpy())[:12]
+    control = np.flatnonzero((adata.obs["perturbation"] == "control").to_numpy())
+    model = fit(build(adata[np.r_[control, perturbed]].copy()))
+    with pytest.raises(RuntimeError, match="enough training cells"):
+        model.get_perturbation_effect(model.vocabulary.names[0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"perturbation": "P9"}, "Unknown perturbation 'P9'"),
+        ({"perturbation": "P1", "labels": "type9"}, "cell type level"),
+        ({"perturbation": "P1", "labels": []}, "cell type level"),
+        ({"perturbation": "P1", "level": 1.0}, "`level` is 1.0"),
+        ({"perturbation": "P1", "fdr": 0.0}, "`fdr` is 0.0"),
+        ({"perturbation": "P1", "min_change": -1.0}, "`min_change` is -1.0"),
+    ],
+)
+def test_refuses(trained, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        trained.get_perturbation_effect(**arguments)
+
+
+def test_untrained(simulated, build):
+    model = build(simulated)
+    for call in (lambda: model.get_perturbation_effect("P1"), model.get_effect_basis):
+        with pytest.raises(RuntimeError, match="not trained"):
+            call()
+
+
+# ---- basis ------------------------------------------------------------------------------------------------------
+
+
+def test_basis_is_the_slope_of_the_decoded_change(trained):
+    """Coefficients times basis are the decoded change of a small dose of a perturbation, to first order."""
+    table = trained.get_effect_basis("type1", step=1e-2)
+    assert table.shape == (4, 60) and table.index[0] == "basis_0"
+    alpha = trained.get_effect_coefficients().loc[("P1", "type1")].to_numpy()
+    reference = trained.calibration_["reference"][0]
+    p = trained._vectors(["P1"])[0].cpu().numpy()
+    call = trained._make_call("latent", 1, None, None, None, None, None)
+    shares = [share.detach() for share in _reference_shares(trained, reference, p, call)]
+    before, after = (np.log1p(1e4 * np.exp(share.numpy())) for share in shares)
+    decoded = (after - before).mean(axis=0)
+    assert np.corrcoef(alpha @ table.to_numpy(), decoded)[0, 1] > 0.9
+
+
+def _reference_shares(model, reference, p, call):
+    import torch
+
+    with torch.inference_mode():
+        return [torch.from_numpy(share) for share in model._reference_shares(reference, p, call)]
+
+
+def test_basis_of_all_types_is_their_mean(trained):
+    each = [trained.get_effect_basis(kind, step=0.1).to_numpy() for kind in trained.cell_types]
+    np.testing.assert_allclose(trained.get_effect_basis(step=0.1), np.mean(each, axis=0), rtol=1e-5, atol=1e-6)
+
+
+def test_basis_ranks_genes(trained):
+    table = trained.get_effect_basis("type1")
+    ranked = trained.get_effect_basis("type1", n_top=5)
+    assert ranked.columns.tolist() == ["basis", "rank", "gene", "log_fold_change"] and len(ranked) == 20
+    first = ranked[ranked["basis"] == "basis_2"]
+    assert first["gene"].tolist() == table.loc["basis_2"].abs().nlargest(5).index.tolist()
+    np.testing.assert_allclose(first["log_fold_change"], table.loc["basis_2", first["gene"]])
+
+
+def test_basis_refuses(trained):
+    for arguments, message in (
+        ({"labels": "type9"}, "cell type level"),
+        ({"step": 0.0}, "`step` is 0.0"),
+        ({"n_top": 0}, "`n_top` is 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trained.get_effect_basis(**arguments)
+
+
+# ---- trajectories -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["trained", "trained_noise"])
+@pytest.mark.parametrize("solver", ["midpoint", "adaptive"])
+def test_trajectory_goes_from_the_cell_to_its_prediction(request, source, solver):
+    model = request.getfixturevalue(source)
+    control = model.adata[(model.adata.obs["perturbation"] == "control").to_numpy()].copy()
+    path = model.get_trajectory(perturbation="P1", solver=solver)
+    assert path.shape == (5 * control.n_obs, 6)
+    assert path.obs["time"].unique().tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
+    blocks = path.X.reshape(5, control.n_obs, 6)
+    np.testing.assert_allclose(blocks[0], model.get_latent_representation(control), atol=1e-6)
+    end = model.predict_perturbation(perturbation="P1", solver=solver).obsm["X_cfmvc"]
+    np.testing.assert_allclose(blocks[4], end, atol=1e-4)
+    moved = np.linalg.norm(blocks - blocks[0], axis=-1).mean(axis=1)
+    assert (np.diff(moved) > 0).all()
+
+
+def test_trajectory_names_its_cells(trained):
+    path = trained.get_trajectory(perturbation="P1", times=[0.5, 1.0], indices=[3, 1])
+    assert path.obs["source_cell"].tolist() == trained.adata.obs_names[[3, 1, 3, 1]].tolist()
+    assert path.obs["time"].tolist() == [0.5, 0.5, 1.0, 1.0]
+    assert path.obs_names.is_unique and (path.obs["perturbation"] == "P1").all()
+
+
+def test_trajectory_of_control_stays(trained):
+    path = trained.get_trajectory(perturbation="control", times=[0.0, 0.3, 1.0], indices=[0, 1])
+    np.testing.assert_array_equal(path.X[:2], path.X[2:4])
+    np.testing.assert_array_equal(path.X[:2], path.X[4:])
+
+
+def test_trajectory_refuses(trained):
+    for times in ([], [-0.1], [0.0, 1.2], [np.nan]):
+        with pytest.raises(ValueError, match="`times` is"):
+            trained.get_trajectory(perturbation="P1", times=times)
+    with pytest.raises(ValueError, match="`perturbation` is missing"):
+        trained.get_trajectory()
+    with pytest.raises(ValueError, match="Unknown perturbation 'P9'"):
+        trained.get_trajectory(perturbation="P9")

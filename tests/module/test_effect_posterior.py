@@ -1,0 +1,94 @@
+"""Error of the process's effects: against the closed form, and against effects drawn from the process itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from cfmvc_scvi.module.effect_gp import EffectGP, MeanEffects
+from cfmvc_scvi.module.effect_posterior import _blocks, effect_error, left_out
+
+
+@pytest.fixture(scope="module")
+def populations() -> MeanEffects:
+    """Two perturbations in four contexts, one pair of them missing; 12 genes."""
+    rng = np.random.default_rng(0)
+    pairs = [(k, c) for k in range(2) for c in range(4) if (k, c) != (1, 3)]
+    p = np.eye(2)[[k for k, _ in pairs]]
+    context = np.array([c for _, c in pairs])
+    shared = rng.normal(size=(2, 12))
+    effect = shared[[k for k, _ in pairs]] + 0.3 * rng.normal(size=(7, 12))
+    return MeanEffects(effect, rng.uniform(0.01, 0.1, size=(7, 12)), p, context)
+
+
+@pytest.fixture(scope="module")
+def gp(populations) -> EffectGP:
+    return EffectGP(np.random.default_rng(1).normal(size=(4, 12))).fit(populations)
+
+
+def test_mean_is_that_of_the_process(gp, populations):
+    p, context = np.array([[0.0, 1.0], [1.0, 0.5]]), np.array([3, 1])
+    error = effect_error(gp, populations, p, context)
+    expected = [gp.predict(vector, code) for vector, code in zip(p, context, strict=True)]
+    np.testing.assert_allclose(error.mean, expected, atol=1e-4)
+
+
+def test_control_has_no_error(gp, populations):
+    error = effect_error(gp, populations, np.zeros((1, 2)), np.array([2]))
+    assert np.abs(error.mean).max() == np.abs(error.process).max() == np.abs(error.noise).max() == 0.0
+
+
+@pytest.mark.parametrize("noise", [0.3, 1.0, 2.5])
+def test_covers_effects_drawn_from_the_process(gp, populations, noise):
+    """Draws of truth and observations from the process: the stated covariance is that of the real errors."""
+    gp = EffectGP(gp.profiles, gp.hyper | {"noise": noise, "mean_slope": 0.0}, gp.state)
+    rng = np.random.default_rng(2)
+    queries = MeanEffects(
+        np.zeros((9, 12)),
+        np.r_[populations.variance, np.zeros((2, 12))],
+        np.r_[populations.p, [[0.0, 1.0], [1.0, 0.0]]],
+        np.r_[populations.context, [3, 0]],
+    )
+    [(kernel, *_)] = list(_blocks(gp, queries))
+    gene = 4
+    truth = rng.multivariate_normal(np.zeros(9), kernel[gene].numpy(), size=20_000, check_valid="ignore")
+    sampling = np.sqrt(max(noise, 1.0) * populations.variance[:, gene])
+    observed = truth[:, :7] + sampling * rng.normal(size=(20_000, 7))
+    error = effect_error(gp, populations, queries.p[7:], queries.context[7:])
+    inner = kernel[gene, :7, :7].numpy() + np.diag(noise * populations.variance[:, gene] + 1e-6)
+    estimate = observed @ np.linalg.solve(inner, kernel[gene, :7, 7:].numpy())
+    found = np.cov((truth[:, 7:] - estimate).T)
+    np.testing.assert_allclose(error.process[gene] + error.noise[gene], found, rtol=0.06, atol=0.002)
+
+
+def test_left_out_is_a_fit_without_the_group(gp, populations):
+    """The closed form gives what the process without the group, with the same hyperparameters, predicts."""
+    group = np.array([0, 0, 1, 1, 2, 2, 3])
+    found = left_out(gp, populations, group)
+    for g in range(4):
+        kept, out = group != g, group == g
+        part = MeanEffects(*(x[kept] for x in (populations.effect, populations.variance, populations.p)),
+                           populations.context[kept])  # fmt: skip
+        error = effect_error(gp, part, populations.p[out], populations.context[out])
+        np.testing.assert_allclose(found.residual[out], populations.effect[out] - error.mean, atol=1e-6)
+        np.testing.assert_allclose(found.process[out], error.process.diagonal(axis1=1, axis2=2).T, rtol=1e-4, atol=1e-6)
+        noise = error.noise.diagonal(axis1=1, axis2=2).T + max(gp.hyper["noise"], 1.0) * populations.variance[out]
+        np.testing.assert_allclose(found.noise[out], noise, rtol=1e-5)
+
+
+def test_more_cells_less_error(gp, populations):
+    few = effect_error(gp, populations, populations.p[:1], populations.context[:1])
+    more = MeanEffects(populations.effect, populations.variance / 10, populations.p, populations.context)
+    many = effect_error(gp, more, populations.p[:1], populations.context[:1])
+    assert (many.noise < few.noise).all()
+    assert ((many.process + many.noise) < (few.process + few.noise)).all()
+
+
+def test_blocks_of_genes_change_nothing(gp, populations, monkeypatch):
+    whole = effect_error(gp, populations, populations.p, populations.context)
+    monkeypatch.setattr("cfmvc_scvi.module.effect_posterior._BLOCK", 200)
+    parts = effect_error(gp, populations, populations.p, populations.context)
+    np.testing.assert_allclose(parts.mean, whole.mean)
+    np.testing.assert_allclose(parts.process, whole.process)
+    assert torch.is_tensor(next(_blocks(gp, populations))[0])
