@@ -24,6 +24,7 @@ from cfmvc_scvi.model.inspect import InspectionMixin
 from cfmvc_scvi.model.persist import PersistenceMixin
 from cfmvc_scvi.model.predict import PredictionMixin
 from cfmvc_scvi.model.programs import ProgramMixin
+from cfmvc_scvi.model.report import ReportMixin
 from cfmvc_scvi.model.training import TrainingMixin
 from cfmvc_scvi.model.trajectory import TrajectoryMixin
 from cfmvc_scvi.module import CFMVCModule
@@ -37,6 +38,7 @@ class CFMVC(
     EffectMixin,
     ProgramMixin,
     TrajectoryMixin,
+    ReportMixin,
     PredictionMixin,
     GenerationMixin,
     InspectionMixin,

@@ -17,17 +17,14 @@ from cfmvc_scvi.data.setup import registered_conditions
 from cfmvc_scvi.model.calibrate import GP_WEIGHT, Populations
 from cfmvc_scvi.model.latents import LatentCache
 from cfmvc_scvi.module.effect_gp import EffectGP, MeanEffects
-from cfmvc_scvi.module.effect_posterior import LeftOut, effect_error, left_out
+from cfmvc_scvi.module.effect_posterior import Misfit, effect_error, find_misfit
 from cfmvc_scvi.module.likelihood import expected_lognorm
-
-#: Factor on the process's standard deviation: never below 1, at most this.
-_MAX_SCALE = 5.0
 
 
 class EffectMixin:
     """Gene effects of :class:`~cfmvc_scvi.CFMVC`."""
 
-    #: Effects observed in the training populations and the scales of the intervals, made at the first use.
+    #: Effects observed in the training populations and what the process lacks of them, made at the first use.
     effect_errors_: dict[str, Any] | None = None
 
     def get_perturbation_effect(
@@ -47,11 +44,10 @@ class EffectMixin:
         10,000). It averages the latent path's and the Gaussian process's estimates. The interval is about the effect on
         the population, not on single cells. Its variance is
 
-        .. math:: \max\left( c^2 V_{process} + V_{noise}, \; (\hat w - w_{GP})^2 \right)
+        .. math:: V_{process} + V_{noise} + (\hat w - \hat w_{GP})^2
 
-        where the V are the two parts of :func:`~cfmvc_scvi.module.effect_posterior.effect_error`, ``c >= 1`` is what
-        left-out training populations ask for (single populations for contexts, all populations of a perturbation for
-        perturbations and combinations), and the last term is the disagreement of the two estimates.
+        where the V are the two parts of :func:`~cfmvc_scvi.module.effect_posterior.effect_error`, with the misfit that
+        left-out training populations show: the expected squared error of the estimate when the process is right.
 
         Signs follow Stephens (2017): the local false sign rate of a gene is the posterior probability that its effect
         is not in the direction of the estimate (or not beyond ``min_change`` in it), and its s-value is the mean of
@@ -128,15 +124,14 @@ class EffectMixin:
             return zero, zero
         saved = self._effect_errors()
         gp = EffectGP.from_dict(self.calibration_["gp"])
-        error = effect_error(gp, MeanEffects(**saved["effects"]), np.tile(p, (len(codes), 1)), codes)
+        error = effect_error(
+            gp, MeanEffects(**saved["effects"]), np.tile(p, (len(codes), 1)), codes, Misfit(**saved["misfit"])
+        )
         latent = np.stack([self._latent_effect(p, int(code)) for code in codes])
         estimate = np.maximum((1.0 - GP_WEIGHT) * latent + GP_WEIGHT * error.mean, -profiles[codes])
-        unknown = self._support(condition, codes).isin(["new combination", "new perturbation"])
-        scale = np.where(unknown, saved["scale_perturbation"], saved["scale_context"])
-        process = np.einsum("c,gcd,d->g", weights * scale, error.process, weights * scale)
-        noise = np.einsum("c,gcd,d->g", weights, error.noise, weights)
+        variance = np.einsum("c,gcd,d->g", weights, error.process + error.noise, weights)
         disagreement = weights @ (estimate - error.mean)
-        return weights @ estimate, np.maximum(process + noise, disagreement**2)
+        return weights @ estimate, variance + disagreement**2
 
     @torch.inference_mode()
     def _latent_effect(self, p: np.ndarray, code: int) -> np.ndarray:
@@ -164,7 +159,7 @@ class EffectMixin:
         super()._calibrate(cache)
 
     def _effect_errors(self) -> dict[str, Any]:
-        """Observed effects of the training populations, and how much wider the process must be; kept."""
+        """Observed effects of the training populations and the misfit of the process; kept."""
         if self.effect_errors_ is None:
             if self.calibration_["gp"] is None:
                 raise RuntimeError(
@@ -184,32 +179,11 @@ class EffectMixin:
         populations = Populations.of(LatentCache(cells, None, condition, conditions, p), rows, len(self.cell_types))
         effects = populations.effects()
         gp = EffectGP.from_dict(self.calibration_["gp"])
-        same = np.unique(effects.p, axis=0, return_inverse=True)[1].ravel()
         return {
             "effects": asdict(effects),
             "n_control": np.bincount(labels[condition[rows] == 0], minlength=len(self.cell_types)),
-            "scale_context": interval_scale(left_out(gp, effects, np.arange(len(same)))),
-            "scale_perturbation": interval_scale(left_out(gp, effects, same)),
+            "misfit": asdict(find_misfit(gp, effects)),
         }
-
-
-def interval_scale(errors: LeftOut, level: float = 0.95) -> float:
-    """Factor on the process's standard deviation with which ``level`` of the left-out effects lie in their interval.
-
-    At least 1: where the intervals are wide enough as they are, they stay. At most :data:`_MAX_SCALE`.
-    """
-    reach = (errors.residual / norm.ppf(0.5 + level / 2)) ** 2
-
-    def covered(scale: float) -> float:
-        return float((reach <= scale**2 * errors.process + errors.noise).mean())
-
-    if covered(1.0) >= level:
-        return 1.0
-    low, high = 1.0, _MAX_SCALE
-    for _ in range(30):
-        middle = 0.5 * (low + high)
-        low, high = (middle, high) if covered(middle) < level else (low, middle)
-    return high
 
 
 def effect_table(

@@ -23,6 +23,7 @@ from cfmvc_scvi.pl._style import (
     SEQUENTIAL,
     UNITS,
     axes_for,
+    distinct_colors,
     finish,
     point_size,
     symmetric_limit,
@@ -166,9 +167,9 @@ def velocity(
         Velocities, same shape: a part, or the sum, of what ``get_velocity`` returns.
     points
         Embedding (n_cells, 2), such as a UMAP. ``None`` takes the two leading principal components of the latents, on
-        which velocities are projected exactly. On any other embedding a cell's arrow is the mean step to its neighbours in
-        the latent space, weighted by the exponential of ten times the cosine between that step and the velocity, less
-        the unweighted mean step (La Manno et al., 2018); such an arrow shows a direction, its length has no unit.
+        which velocities are projected exactly. On any other embedding a cell's arrow is the mean step to its neighbours
+        in the latent space, weighted by the exponential of ten times the cosine between that step and the velocity,
+        less the unweighted mean step (after La Manno et al., 2018); it shows a direction, its length has no unit.
     groups
         A name per cell, such as its cell type, for colours.
     n_grid
@@ -195,6 +196,7 @@ def velocity(
         center = latent.mean(axis=0, keepdims=True)
         xy = np.asarray(pcs.transform(latent))
         arrows = np.asarray(pcs.transform(velocity + center)) - np.asarray(pcs.transform(center))
+        arrows = arrows * velocity.any(axis=1, keepdims=True)
         names = ("PC 1 of the latent", "PC 2 of the latent")
     else:
         xy = np.asarray(points, dtype=float)
@@ -232,7 +234,7 @@ def _background(ax: Axes, xy: np.ndarray, groups: Sequence[str] | None) -> None:
     if len(groups) != len(xy):
         raise ValueError(f"`groups` has {len(groups)} names for {len(xy)} cells.")
     levels = sorted(set(groups))
-    colors = plt.get_cmap(SEQUENTIAL)(np.linspace(0.15, 0.95, len(levels)))
+    colors = distinct_colors(len(levels))
     for level, color in zip(levels, colors, strict=True):
         ax.scatter(*xy[groups == level].T, s=size, color=color, alpha=0.5, lw=0, rasterized=True, label=level)
     columns = 1 if len(levels) <= 15 else 2
@@ -249,7 +251,7 @@ def _project(latent: np.ndarray, velocity: np.ndarray, xy: np.ndarray, n_neighbo
     weights = np.exp(10.0 * cosine)
     weights = weights / weights.sum(axis=1, keepdims=True) - 1.0 / n_neighbors
     arrows = np.einsum("nk,nkd->nd", weights, xy[near] - xy[:, None])
-    return arrows * (np.linalg.norm(velocity, axis=-1, keepdims=True) > 0)
+    return arrows * velocity.any(axis=1, keepdims=True)
 
 
 def _on_grid(xy: np.ndarray, arrows: np.ndarray, n_grid: int, least: int = 3) -> tuple[np.ndarray, np.ndarray]:

@@ -18,6 +18,7 @@ from cfmvc_scvi.pl._style import (
     PREDICTED,
     UNITS,
     axes_for,
+    distinct_colors,
     finish,
     label_points,
     root_figure,
@@ -164,9 +165,9 @@ def perturbation_map(
 
     Returns
     -------
-    The axes: the two leading singular directions of the table, uncentred, so that control lies at the origin and distance
-    from it is strength; the axes say how much of the squared length they hold. Names that would cover another name or a
-    point are left out, those of the weakest perturbations first.
+    The axes: the two leading singular directions of the table, uncentred, so that control lies at the origin and
+    distance from it is strength; the axes say how much of the squared length they hold. Names that would cover another
+    name or a point are left out, those of the weakest perturbations first.
     """
     _check_frame(table, "perturbation x dims")
     values = table.to_numpy(dtype=float)
@@ -212,8 +213,6 @@ def _first(points: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def _group_colors(index: pd.Index, groups: Mapping[str, str] | None, rows: np.ndarray):
     """Name, colour and rows of every group; perturbations without one come last, in grey."""
-    from matplotlib import pyplot as plt
-
     if groups is None:
         yield None, PREDICTED, rows
         return
@@ -222,8 +221,7 @@ def _group_colors(index: pd.Index, groups: Mapping[str, str] | None, rows: np.nd
         raise ValueError(f"`groups` names {unknown[:5]}, which are not in the table.")
     of_row = np.array([groups.get(name, "") for name in index])
     levels = sorted(set(of_row[rows]) - {""})
-    colors = plt.get_cmap("cividis")(np.linspace(0.0, 1.0, max(len(levels), 2)))
-    for level, color in zip(levels, colors, strict=False):
+    for level, color in zip(levels, distinct_colors(len(levels)), strict=True):
         yield level, color, rows & (of_row == level)
     if (rows & (of_row == "")).any():
         yield "other", FAINT, rows & (of_row == "")

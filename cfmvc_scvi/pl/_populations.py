@@ -84,7 +84,7 @@ def lognorm(
         x = cells.toarray() if sparse.issparse(cells) else np.asarray(cells, dtype=float)
         if x.ndim != 2 or x.shape[1] != len(genes) or not len(x):
             raise ValueError(
-                f"`{name}` has shape {x.shape}; it must be cells x genes, with at least one cell and {len(genes)} genes."
+                f"`{name}` has shape {x.shape}; it must be cells x genes: at least one cell, and {len(genes)} genes."
             )
         if not np.isfinite(x).all():
             raise ValueError(f"`{name}` has {int((~np.isfinite(x)).sum())} values that are not finite.")

@@ -23,7 +23,7 @@ DIVERGING, SEQUENTIAL = "RdBu_r", "cividis"
 UNITS = "log1p CP10k"
 SMALL = 8.0
 
-_WINDOWLESS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template", "inline")
+_WINDOWLESS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
 
 
 def axes_for(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
@@ -46,8 +46,8 @@ def finish(drawn: Axes | Figure, show: bool | None, save: str | Path | None, *, 
     if save is not None:
         figure.savefig(save, dpi=150, bbox_inches="tight")
     if show is None:
-        windowless = any(name in mpl.get_backend().lower() for name in _WINDOWLESS)
-        show = own and save is None and not windowless
+        backend = mpl.get_backend().lower()
+        show = own and save is None and backend not in _WINDOWLESS and "inline" not in backend
     if show:
         plt.show()
 
@@ -66,6 +66,11 @@ def symmetric_limit(values: np.ndarray, quantile: float = 0.995) -> float:
     return float(np.quantile(size, quantile)) or float(size.max(initial=0.0)) or 1.0
 
 
+def distinct_colors(n: int) -> list:
+    """Colours of ``n`` groups: Okabe and Ito's as far as they reach, else steps of one map (then names must help)."""
+    return list(PALETTE[:n]) if n <= len(PALETTE) else list(plt.get_cmap("turbo")(np.linspace(0.03, 0.97, n)))
+
+
 def point_size(n: int) -> float:
     """Area of a marker, smaller for more points."""
     return float(np.clip(6000.0 / max(n, 1), 3.0, 30.0))
@@ -74,8 +79,8 @@ def point_size(n: int) -> float:
 def label_beside(ax: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -> list[Annotation]:
     """Names in two columns at the sides, each tied to its point by a line.
 
-    Made for points along the diagonal, which leave the upper left and the lower right free: the upper half of the points
-    is named at the left, the lower half at the right. Names do not overlap.
+    Made for points along the diagonal, which leave the upper left and the lower right free: the upper half of the
+    points is named at the left, the lower half at the right. Names do not overlap.
     """
     if not len(names):
         return []
@@ -129,14 +134,16 @@ def label_points(ax: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -
     points = ax.transData.transform(np.column_stack([x, y]))
     frame = ax.get_window_extent(renderer)
     taken, placed = [], []
+    margin = 2.5 / 72 * figure.dpi
     for i, name in enumerate(names):
         for dx, dy, ha, va in _SIDES:
             text = ax.annotate(
                 name, (x[i], y[i]), (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=SMALL, clip_on=False
             )
             box = text.get_window_extent(renderer)
+            around = box.padded(margin)
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
-            if inside and not any(box.overlaps(other) for other in taken) and not box.count_contains(points):
+            if inside and not any(box.overlaps(other) for other in taken) and not around.count_contains(points):
                 taken.append(box)
                 placed.append(text)
                 break

@@ -37,8 +37,8 @@ def support(
 
     Returns
     -------
-    The axes. Colour is the number of training cells, on a log scale; combinations that were not trained on are white. Numbers
-    are written where there is room.
+    The axes. Colour is the number of training cells, on a log scale; combinations that were not trained on are white.
+    Numbers are written where there is room.
     """
     if not isinstance(table, pd.DataFrame) or not {"perturbation", "n_train"} <= set(table.columns):
         raise ValueError("`table` must be the result of `model.support()`, with columns 'perturbation' and 'n_train'.")
@@ -98,7 +98,8 @@ def benchmark(
 
     Returns
     -------
-    The axes. Numbers are the raw scores, an arrow after a metric's name says which direction is better; grey has no value.
+    The axes. Numbers are the raw scores, an arrow after a metric's name says which direction is better; grey has no
+    value.
     """
     if not isinstance(table, pd.DataFrame) or table.columns.nlevels != 2 or "raw" not in table:
         raise ValueError("`table` must be the result of `metrics.evaluate`, with the columns 'raw' and 'scaled'.")

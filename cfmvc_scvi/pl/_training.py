@@ -17,7 +17,7 @@ from cfmvc_scvi.pl._style import PREDICTED, REAL, finish, tidy
 #: Key stem of each stage's loss, title and unit.
 _STAGES = (
     ("elbo", "Stage 1: VAE", "negative ELBO, nats per cell"),
-    ("flow_loss", "Stage 2: flow", "flow-matching loss, squared latent units"),
+    ("flow_loss", "Stage 2: flow", "loss, squared flow units"),
 )
 
 

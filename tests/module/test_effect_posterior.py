@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from cfmvc_scvi.module.effect_gp import EffectGP, MeanEffects
-from cfmvc_scvi.module.effect_posterior import _blocks, effect_error, left_out
+from cfmvc_scvi.module.effect_posterior import (
+    Misfit,
+    _blocks,
+    _left_out_weights,
+    _net_amplitude,
+    _sharing,
+    effect_error,
+    find_misfit,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +47,9 @@ def test_control_has_no_error(gp, populations):
     assert np.abs(error.mean).max() == np.abs(error.process).max() == np.abs(error.noise).max() == 0.0
 
 
+@pytest.mark.parametrize("misfit", [Misfit(), Misfit(perturbation=0.2, context=0.1)])
 @pytest.mark.parametrize("noise", [0.3, 1.0, 2.5])
-def test_covers_effects_drawn_from_the_process(gp, populations, noise):
+def test_error_is_that_of_effects_drawn_from_the_process(gp, populations, noise, misfit):
     """Draws of truth and observations from the process: the stated covariance is that of the real errors."""
     gp = EffectGP(gp.profiles, gp.hyper | {"noise": noise, "mean_slope": 0.0}, gp.state)
     rng = np.random.default_rng(2)
@@ -50,12 +59,14 @@ def test_covers_effects_drawn_from_the_process(gp, populations, noise):
         np.r_[populations.p, [[0.0, 1.0], [1.0, 0.0]]],
         np.r_[populations.context, [3, 0]],
     )
-    [(kernel, *_)] = list(_blocks(gp, queries))
+    [(_, kernel, *_)] = list(_blocks(gp, queries))
     gene = 4
-    truth = rng.multivariate_normal(np.zeros(9), kernel[gene].numpy(), size=20_000, check_valid="ignore")
+    lacking = misfit.perturbation * _sharing(queries, within=False) + misfit.context * _sharing(queries, within=True)
+    drawn_from = kernel + _net_amplitude(populations)[:, None, None] * lacking
+    truth = rng.multivariate_normal(np.zeros(9), drawn_from[gene].numpy(), size=20_000, check_valid="ignore")
     sampling = np.sqrt(max(noise, 1.0) * populations.variance[:, gene])
     observed = truth[:, :7] + sampling * rng.normal(size=(20_000, 7))
-    error = effect_error(gp, populations, queries.p[7:], queries.context[7:])
+    error = effect_error(gp, populations, queries.p[7:], queries.context[7:], misfit)
     inner = kernel[gene, :7, :7].numpy() + np.diag(noise * populations.variance[:, gene] + 1e-6)
     estimate = observed @ np.linalg.solve(inner, kernel[gene, :7, 7:].numpy())
     found = np.cov((truth[:, 7:] - estimate).T)
@@ -65,16 +76,46 @@ def test_covers_effects_drawn_from_the_process(gp, populations, noise):
 def test_left_out_is_a_fit_without_the_group(gp, populations):
     """The closed form gives what the process without the group, with the same hyperparameters, predicts."""
     group = np.array([0, 0, 1, 1, 2, 2, 3])
-    found = left_out(gp, populations, group)
+    [(_, kernel, fitted, _, residual)] = list(_blocks(gp, populations))
+    weights = _left_out_weights(torch.linalg.inv(kernel + torch.diag_embed(fitted)), group)
+    found = (weights @ residual[..., None]).squeeze(-1).T.numpy()
+    process = ((weights @ kernel) * weights).sum(dim=-1).T.numpy()
     for g in range(4):
         kept, out = group != g, group == g
-        part = MeanEffects(*(x[kept] for x in (populations.effect, populations.variance, populations.p)),
-                           populations.context[kept])  # fmt: skip
+        columns = (populations.effect, populations.variance, populations.p, populations.context)
+        part = MeanEffects(*(column[kept] for column in columns))
         error = effect_error(gp, part, populations.p[out], populations.context[out])
-        np.testing.assert_allclose(found.residual[out], populations.effect[out] - error.mean, atol=1e-6)
-        np.testing.assert_allclose(found.process[out], error.process.diagonal(axis1=1, axis2=2).T, rtol=1e-4, atol=1e-6)
-        noise = error.noise.diagonal(axis1=1, axis2=2).T + max(gp.hyper["noise"], 1.0) * populations.variance[out]
-        np.testing.assert_allclose(found.noise[out], noise, rtol=1e-5)
+        np.testing.assert_allclose(found[out], populations.effect[out] - error.mean, atol=1e-6)
+        np.testing.assert_allclose(process[out], error.process.diagonal(axis1=1, axis2=2).T, rtol=1e-4, atol=1e-6)
+
+
+def test_misfit_is_found():
+    """Effects with an interaction in the pairs that the linear process cannot hold, or without."""
+    rng = np.random.default_rng(3)
+    vectors = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [1, 0, 1], [0, 1, 1]], dtype=float)
+    p, context = np.repeat(vectors, 4, axis=0), np.tile(np.arange(4), 6)
+    variance = np.full((24, 300), 0.01)
+    additive = p @ rng.normal(size=(3, 300))
+    profiles = rng.normal(size=(4, 300))
+    found = []
+    for size in (0.0, 0.7):
+        interaction = np.repeat(size * rng.normal(size=(6, 300)) * (vectors.sum(axis=1) == 2)[:, None], 4, axis=0)
+        effect = additive + interaction + 0.1 * rng.normal(size=(24, 300))
+        data = MeanEffects(effect, variance, p, context)
+        found.append(find_misfit(EffectGP(profiles).fit(data), data))
+    assert found[0].perturbation < 0.01
+    assert found[1].perturbation > 0.015 and found[1].perturbation > 3 * found[1].context
+
+
+def test_misfit_widens(gp, populations):
+    plain, wide = (
+        effect_error(gp, populations, populations.p, populations.context, misfit) for misfit in (None, Misfit(0.1, 0.1))
+    )
+    np.testing.assert_array_equal(plain.mean, wide.mean)
+    diagonals = [error.process.diagonal(axis1=1, axis2=2) for error in (plain, wide)]
+    assert (diagonals[1] > diagonals[0]).all()
+    still = effect_error(gp, populations, np.zeros((1, 2)), np.array([0]), Misfit(0.1, 0.1))
+    assert np.abs(still.process).max() == 0.0
 
 
 def test_more_cells_less_error(gp, populations):
@@ -91,4 +132,4 @@ def test_blocks_of_genes_change_nothing(gp, populations, monkeypatch):
     parts = effect_error(gp, populations, populations.p, populations.context)
     np.testing.assert_allclose(parts.mean, whole.mean)
     np.testing.assert_allclose(parts.process, whole.process)
-    assert torch.is_tensor(next(_blocks(gp, populations))[0])
+    assert len(list(_blocks(gp, populations))) > 1
