@@ -87,8 +87,8 @@ def gene_rows(screen: str, seed: int, n_cells: int) -> pd.DataFrame:
         tables.append(one_table(model, label, None, pooled))
     rows = pd.concat(tables)
     rows["affected"] = np.tile(adata.var["affected"].to_numpy(), len(tables))
-    misfit = model.effect_errors_["misfit"]
-    print(f"{screen} seed {seed}: misfit {misfit['perturbation']:.3f}, {misfit['context']:.3f}", flush=True)
+    misfit = model.effect_errors_["misfit"].round(4).tolist()
+    print(f"{screen} seed {seed}: misfit {misfit}", flush=True)
     return rows.assign(screen=screen, seed=seed)
 
 

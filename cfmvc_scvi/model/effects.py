@@ -17,7 +17,7 @@ from cfmvc_scvi.data.setup import registered_conditions
 from cfmvc_scvi.model.calibrate import GP_WEIGHT, Populations
 from cfmvc_scvi.model.latents import LatentCache
 from cfmvc_scvi.module.effect_gp import EffectGP, MeanEffects
-from cfmvc_scvi.module.effect_posterior import Misfit, effect_error, find_misfit
+from cfmvc_scvi.module.effect_posterior import Conditions, Misfit, effect_error, find_misfit
 from cfmvc_scvi.module.likelihood import expected_lognorm
 
 
@@ -124,9 +124,9 @@ class EffectMixin:
             return zero, zero
         saved = self._effect_errors()
         gp = EffectGP.from_dict(self.calibration_["gp"])
-        error = effect_error(
-            gp, MeanEffects(**saved["effects"]), np.tile(p, (len(codes), 1)), codes, Misfit(**saved["misfit"])
-        )
+        combined = np.full(len(codes), len(condition.members) > 1)
+        queries = Conditions(np.tile(p, (len(codes), 1)), codes, combined)
+        error = effect_error(gp, MeanEffects(**saved["effects"]), saved["combined"], queries, Misfit(saved["misfit"]))
         latent = np.stack([self._latent_effect(p, int(code)) for code in codes])
         estimate = np.maximum((1.0 - GP_WEIGHT) * latent + GP_WEIGHT * error.mean, -profiles[codes])
         variance = np.einsum("c,gcd,d->g", weights, error.process + error.noise, weights)
@@ -179,10 +179,13 @@ class EffectMixin:
         populations = Populations.of(LatentCache(cells, None, condition, conditions, p), rows, len(self.cell_types))
         effects = populations.effects()
         gp = EffectGP.from_dict(self.calibration_["gp"])
+        several = {tuple(v) for v, one in zip(p.tolist(), conditions, strict=True) if len(one.members) > 1}
+        combined = np.array([tuple(v) in several for v in effects.p.tolist()])
         return {
             "effects": asdict(effects),
+            "combined": combined,
             "n_control": np.bincount(labels[condition[rows] == 0], minlength=len(self.cell_types)),
-            "misfit": asdict(find_misfit(gp, effects)),
+            "misfit": find_misfit(gp, effects, combined).kappa,
         }
 
 

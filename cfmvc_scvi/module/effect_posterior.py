@@ -18,22 +18,73 @@ _BLOCK = 8_000_000
 
 @dataclass(frozen=True)
 class Misfit:
-    r"""What the kernel of the process does not hold, relative to the mean squared effect of a gene.
+    r"""What the kernel of the process does not hold.
 
-    .. math:: \operatorname{cov}\left[u(p, c), u(p', c')\right] = \lVert p \rVert \lVert p' \rVert \, a^+_g \left(
-              \kappa_p \mathbb 1[p = p'] + \kappa_c \mathbb 1[p = p', c = c'] \right)
+    .. math:: \operatorname{cov}\left[u_g(p, c), u_g(p', c')\right] = \lVert p \rVert \lVert p' \rVert \sum_{i=1}^{3}
+              \mathbb 1_i \left( \kappa_{i1} a^+_g + \kappa_{i2} \bar a^+ \right)
 
-    with :math:`a^+_g` the mean squared observed effect of the gene less its sampling variance. The first part is common
-    to all contexts of a perturbation (an interaction, a saturation), the second belongs to one context.
+    with :math:`a^+_g` the mean squared observed effect of the gene less its sampling variance and :math:`\bar a^+` its
+    mean over genes. The indicators are: the same perturbation in the same context; the same perturbation (a saturation,
+    say), in whatever context; the same combination of several (an interaction).
 
     Attributes
     ----------
-    perturbation, context
-        :math:`\kappa_p` and :math:`\kappa_c`.
+    kappa
+        Shape (3, 2), not negative.
     """
 
-    perturbation: float = 0.0
-    context: float = 0.0
+    kappa: np.ndarray
+
+    @classmethod
+    def none(cls) -> Misfit:
+        """The kernel holds everything."""
+        return cls(np.zeros((3, 2)))
+
+    def kernel(self, data: MeanEffects, conditions: Conditions, genes: slice = slice(None)) -> Tensor:
+        """What is to be added to the kernel of some genes, shape (n_genes, n, n)."""
+        size = torch.from_numpy(self.kappa) @ _amplitudes(data)[:, genes]
+        return torch.einsum("ig,inm->gnm", size, conditions.sharing())
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Perturbations in contexts.
+
+    Attributes
+    ----------
+    p
+        Perturbation vectors, shape (n, n_features).
+    context
+        Index of the context of each, shape (n,).
+    combined
+        Whether each is a combination of several perturbations, shape (n,).
+    """
+
+    p: np.ndarray
+    context: np.ndarray
+    combined: np.ndarray
+
+    def followed_by(self, other: Conditions) -> Conditions:
+        """These conditions, then the others."""
+        return Conditions(
+            np.concatenate([self.p, other.p]),
+            np.concatenate([self.context, other.context]),
+            np.concatenate([self.combined, other.combined]),
+        )
+
+    @property
+    def perturbation(self) -> np.ndarray:
+        """A number for each different perturbation vector, shape (n,)."""
+        return np.unique(self.p, axis=0, return_inverse=True)[1].ravel()
+
+    def sharing(self) -> Tensor:
+        """Product of two conditions' lengths where they share what the parts of a misfit say, shape (3, n, n)."""
+        alike = self.perturbation[:, None] == self.perturbation[None, :]
+        length = np.linalg.norm(self.p, axis=1)
+        product = alike * np.outer(length, length)
+        same_context = self.context[:, None] == self.context[None, :]
+        both_combined = np.outer(self.combined, self.combined)
+        return torch.from_numpy(np.stack([product * same_context, product, product * both_combined])).double()
 
 
 @dataclass(frozen=True)
@@ -56,7 +107,7 @@ class EffectError:
 
 
 def effect_error(
-    gp: EffectGP, data: MeanEffects, p: np.ndarray, context: np.ndarray, misfit: Misfit | None = None
+    gp: EffectGP, data: MeanEffects, combined: np.ndarray, queries: Conditions, misfit: Misfit | None = None
 ) -> EffectError:
     r"""Effects of perturbation vectors in contexts by the process, and the covariance of their errors.
 
@@ -78,29 +129,28 @@ def effect_error(
         The fitted process.
     data
         The populations it was fitted on.
-    p
-        Perturbation vectors, shape (n_conditions, n_features).
-    context
-        Index of the context of each, shape (n_conditions,).
+    combined
+        Whether each of them is of a combination of perturbations, shape (n,).
+    queries
+        The conditions asked for.
     misfit
         What the kernel lacks; ``None`` is nothing.
     """
     n = len(data.p)
-    misfit = Misfit() if misfit is None else misfit
-    queries = _with_queries(data, p, context)
-    lacking = misfit.perturbation * _sharing(queries, within=False) + misfit.context * _sharing(queries, within=True)
+    every = Conditions(data.p, data.context, combined).followed_by(queries)
+    misfit = Misfit.none() if misfit is None else misfit
     means, processes, noises = [], [], []
-    for genes, kernel, fitted, noise, residual in _blocks(gp, queries):
+    for genes, kernel, fitted, noise, residual in _blocks(gp, _with_blanks(data, queries)):
         weights = torch.linalg.solve(kernel[:, :n, :n] + torch.diag_embed(fitted[:, :n]), kernel[:, :n, n:])
         means.append(-residual[:, n:] + (weights.mT @ residual[:, :n, None]).squeeze(-1))
-        kernel = kernel + _net_amplitude(data)[genes, None, None] * lacking
+        kernel = kernel + misfit.kernel(data, every, genes)
         mixed = weights.mT @ kernel[:, :n, n:]
         processes.append(kernel[:, n:, n:] - mixed - mixed.mT + weights.mT @ kernel[:, :n, :n] @ weights)
         noises.append(weights.mT @ (noise[:, :n, None] * weights))
     return EffectError(torch.cat(means).T.numpy(), torch.cat(processes).numpy(), torch.cat(noises).numpy())
 
 
-def find_misfit(gp: EffectGP, data: MeanEffects) -> Misfit:
+def find_misfit(gp: EffectGP, data: MeanEffects, combined: np.ndarray) -> Misfit:
     r"""Misfit of the kernel, from populations that are left out.
 
     Every population is predicted from all others, and from those of other perturbations. The residuals are weighted
@@ -109,29 +159,31 @@ def find_misfit(gp: EffectGP, data: MeanEffects) -> Misfit:
     .. math:: r_B = W (y - m), \qquad W = \left(\left[M\right]_{BB}\right)^{-1} M_{B \cdot}, \qquad M = (K + s_3 V)^{-1}
 
     for each group B left out (Rasmussen and Williams, 2006, section 5.4.2, for single populations), so their expected
-    squares are linear in :math:`\kappa_p` and :math:`\kappa_c`. These are found by non-negative least squares over all
-    populations and genes, weighted by the inverse variance of a squared residual without misfit.
+    squares are linear in the :math:`\kappa`. These are found by non-negative least squares over all populations and
+    genes, weighted by the inverse variance of a squared residual without misfit.
     """
-    same = np.unique(data.p, axis=0, return_inverse=True)[1].ravel()
-    groupings = [np.arange(len(same)), same]
-    parts = [_sharing(data, within=within) for within in (False, True)]
-    normal, target = np.zeros((2, 2)), np.zeros(2)
+    conditions = Conditions(data.p, data.context, combined)
+    groupings = [np.arange(len(data.p)), conditions.perturbation]
+    parts, amplitudes = conditions.sharing(), _amplitudes(data)
+    normal, target = np.zeros((6, 6)), np.zeros(6)
     for genes, kernel, fitted, noise, residual in _blocks(gp, data):
         precision = torch.linalg.inv(kernel + torch.diag_embed(fitted))
         for group in groupings:
             weights = _left_out_weights(precision, group)
             expected = ((weights @ kernel) * weights).sum(dim=-1) + (weights**2 @ noise[..., None]).squeeze(-1)
-            excess = (weights @ residual[..., None]).squeeze(-1) ** 2 - expected
-            amplitude = _net_amplitude(data)[genes, None]
-            columns = [amplitude * ((weights @ part) * weights).sum(dim=-1) / expected for part in parts]
-            design = torch.stack(columns, dim=-1).reshape(-1, 2).numpy()
+            excess = (weights @ residual[..., None]).squeeze(-1) ** 2 / expected - 1.0
+            share = torch.stack([((weights @ part) * weights).sum(dim=-1) / expected for part in parts])
+            design = torch.einsum("ign,jg->gnij", share, amplitudes[:, genes]).reshape(-1, 6).numpy()
             normal += design.T @ design
-            target += design.T @ (excess / expected).reshape(-1).numpy()
-    if not normal.diagonal().all():
-        return Misfit()
-    factor = np.linalg.cholesky(normal + 1e-9 * np.diag(normal.diagonal()))
-    found, _ = nnls(factor.T, np.linalg.solve(factor, target))
-    return Misfit(*found.tolist())
+            target += design.T @ excess.reshape(-1).numpy()
+    scale = np.sqrt(np.diag(normal))
+    used = scale > 0  # without combinations, for instance, their part has nothing to be found from
+    kappa = np.zeros(6)
+    if used.any():
+        normal = normal[np.ix_(used, used)] / np.outer(scale[used], scale[used])
+        factor = np.linalg.cholesky(normal + 1e-6 * np.eye(used.sum()))
+        kappa[used] = nnls(factor.T, np.linalg.solve(factor, target[used] / scale[used]))[0] / scale[used]
+    return Misfit(kappa.reshape(3, 2))
 
 
 def _left_out_weights(precision: Tensor, group: np.ndarray) -> Tensor:
@@ -143,29 +195,20 @@ def _left_out_weights(precision: Tensor, group: np.ndarray) -> Tensor:
     return weights
 
 
-def _sharing(data: MeanEffects, *, within: bool) -> Tensor:
-    """Lengths of two populations' vectors where they are of one perturbation (and context), else 0; shape (n, n)."""
-    same = np.unique(data.p, axis=0, return_inverse=True)[1].ravel()
-    alike = same[:, None] == same[None, :]
-    if within:
-        alike &= data.context[:, None] == data.context[None, :]
-    length = np.linalg.norm(data.p, axis=1)
-    return torch.from_numpy(alike * np.outer(length, length)).double()
+def _amplitudes(data: MeanEffects) -> Tensor:
+    """Mean squared effect less its sampling variance, not negative: every gene's own, and the mean; (2, n_genes)."""
+    own = np.maximum((data.effect**2 - data.variance).mean(axis=0), 0.0)
+    return torch.from_numpy(np.stack([own, np.full_like(own, own.mean())])).double()
 
 
-def _net_amplitude(data: MeanEffects) -> Tensor:
-    """Mean squared effect of every gene less its sampling variance, not negative, shape (n_genes,)."""
-    return torch.from_numpy(np.maximum((data.effect**2 - data.variance).mean(axis=0), 0.0)).double()
-
-
-def _with_queries(data: MeanEffects, p: np.ndarray, context: np.ndarray) -> MeanEffects:
+def _with_blanks(data: MeanEffects, queries: Conditions) -> MeanEffects:
     """The populations, followed by conditions that were not observed: no effect and no noise of their own."""
-    blank = np.zeros((len(p), data.effect.shape[1]))
+    blank = np.zeros((len(queries.p), data.effect.shape[1]))
     return MeanEffects(
         effect=np.concatenate([data.effect, blank]),
         variance=np.concatenate([data.variance, blank]),
-        p=np.concatenate([data.p, p]),
-        context=np.concatenate([data.context, context]),
+        p=np.concatenate([data.p, queries.p]),
+        context=np.concatenate([data.context, queries.context]),
     )
 
 

@@ -8,11 +8,11 @@ import torch
 
 from cfmvc_scvi.module.effect_gp import EffectGP, MeanEffects
 from cfmvc_scvi.module.effect_posterior import (
+    Conditions,
     Misfit,
     _blocks,
     _left_out_weights,
-    _net_amplitude,
-    _sharing,
+    _with_blanks,
     effect_error,
     find_misfit,
 )
@@ -30,6 +30,20 @@ def populations() -> MeanEffects:
     return MeanEffects(effect, rng.uniform(0.01, 0.1, size=(7, 12)), p, context)
 
 
+#: None of the seven populations is of a combination.
+SINGLE = np.zeros(7, dtype=bool)
+WIDE = Misfit(np.array([[0.1, 0.05], [0.2, 0.0], [0.0, 0.0]]))
+
+
+def asked(p, context) -> Conditions:
+    return Conditions(np.asarray(p, dtype=float), np.asarray(context), np.zeros(len(p), dtype=bool))
+
+
+def own(populations) -> Conditions:
+    """The populations themselves."""
+    return asked(populations.p, populations.context)
+
+
 @pytest.fixture(scope="module")
 def gp(populations) -> EffectGP:
     return EffectGP(np.random.default_rng(1).normal(size=(4, 12))).fit(populations)
@@ -37,36 +51,30 @@ def gp(populations) -> EffectGP:
 
 def test_mean_is_that_of_the_process(gp, populations):
     p, context = np.array([[0.0, 1.0], [1.0, 0.5]]), np.array([3, 1])
-    error = effect_error(gp, populations, p, context)
+    error = effect_error(gp, populations, SINGLE, asked(p, context))
     expected = [gp.predict(vector, code) for vector, code in zip(p, context, strict=True)]
     np.testing.assert_allclose(error.mean, expected, atol=1e-4)
 
 
 def test_control_has_no_error(gp, populations):
-    error = effect_error(gp, populations, np.zeros((1, 2)), np.array([2]))
+    error = effect_error(gp, populations, SINGLE, asked(np.zeros((1, 2)), [2]), WIDE)
     assert np.abs(error.mean).max() == np.abs(error.process).max() == np.abs(error.noise).max() == 0.0
 
 
-@pytest.mark.parametrize("misfit", [Misfit(), Misfit(perturbation=0.2, context=0.1)])
+@pytest.mark.parametrize("misfit", [Misfit.none(), WIDE], ids=["none", "wide"])
 @pytest.mark.parametrize("noise", [0.3, 1.0, 2.5])
 def test_error_is_that_of_effects_drawn_from_the_process(gp, populations, noise, misfit):
     """Draws of truth and observations from the process: the stated covariance is that of the real errors."""
     gp = EffectGP(gp.profiles, gp.hyper | {"noise": noise, "mean_slope": 0.0}, gp.state)
     rng = np.random.default_rng(2)
-    queries = MeanEffects(
-        np.zeros((9, 12)),
-        np.r_[populations.variance, np.zeros((2, 12))],
-        np.r_[populations.p, [[0.0, 1.0], [1.0, 0.0]]],
-        np.r_[populations.context, [3, 0]],
-    )
-    [(_, kernel, *_)] = list(_blocks(gp, queries))
+    queries = asked([[0.0, 1.0], [1.0, 0.0]], [3, 0])
+    [(_, kernel, *_)] = list(_blocks(gp, _with_blanks(populations, queries)))
     gene = 4
-    lacking = misfit.perturbation * _sharing(queries, within=False) + misfit.context * _sharing(queries, within=True)
-    drawn_from = kernel + _net_amplitude(populations)[:, None, None] * lacking
+    drawn_from = kernel + misfit.kernel(populations, own(populations).followed_by(queries))
     truth = rng.multivariate_normal(np.zeros(9), drawn_from[gene].numpy(), size=20_000, check_valid="ignore")
     sampling = np.sqrt(max(noise, 1.0) * populations.variance[:, gene])
     observed = truth[:, :7] + sampling * rng.normal(size=(20_000, 7))
-    error = effect_error(gp, populations, queries.p[7:], queries.context[7:], misfit)
+    error = effect_error(gp, populations, SINGLE, queries, misfit)
     inner = kernel[gene, :7, :7].numpy() + np.diag(noise * populations.variance[:, gene] + 1e-6)
     estimate = observed @ np.linalg.solve(inner, kernel[gene, :7, 7:].numpy())
     found = np.cov((truth[:, 7:] - estimate).T)
@@ -84,7 +92,7 @@ def test_left_out_is_a_fit_without_the_group(gp, populations):
         kept, out = group != g, group == g
         columns = (populations.effect, populations.variance, populations.p, populations.context)
         part = MeanEffects(*(column[kept] for column in columns))
-        error = effect_error(gp, part, populations.p[out], populations.context[out])
+        error = effect_error(gp, part, SINGLE[kept], asked(populations.p[out], populations.context[out]))
         np.testing.assert_allclose(found[out], populations.effect[out] - error.mean, atol=1e-6)
         np.testing.assert_allclose(process[out], error.process.diagonal(axis1=1, axis2=2).T, rtol=1e-4, atol=1e-6)
 
@@ -97,39 +105,38 @@ def test_misfit_is_found():
     variance = np.full((24, 300), 0.01)
     additive = p @ rng.normal(size=(3, 300))
     profiles = rng.normal(size=(4, 300))
+    combined = p.sum(axis=1) == 2
     found = []
     for size in (0.0, 0.7):
         interaction = np.repeat(size * rng.normal(size=(6, 300)) * (vectors.sum(axis=1) == 2)[:, None], 4, axis=0)
         effect = additive + interaction + 0.1 * rng.normal(size=(24, 300))
         data = MeanEffects(effect, variance, p, context)
-        found.append(find_misfit(EffectGP(profiles).fit(data), data))
-    assert found[0].perturbation < 0.01
-    assert found[1].perturbation > 0.015 and found[1].perturbation > 3 * found[1].context
+        found.append(find_misfit(EffectGP(profiles).fit(data), data, combined).kappa)
+    assert found[0].max() < 0.01
+    assert found[1][2].sum() > 0.05 and found[1][2].sum() > 3 * found[1][0].sum()
+    blind = find_misfit(EffectGP(profiles).fit(data), data, np.zeros(24, dtype=bool)).kappa
+    assert (blind[2] == 0).all() and blind[1].sum() > 0.01
 
 
 def test_misfit_widens(gp, populations):
-    plain, wide = (
-        effect_error(gp, populations, populations.p, populations.context, misfit) for misfit in (None, Misfit(0.1, 0.1))
-    )
+    plain, wide = (effect_error(gp, populations, SINGLE, own(populations), misfit) for misfit in (None, WIDE))
     np.testing.assert_array_equal(plain.mean, wide.mean)
     diagonals = [error.process.diagonal(axis1=1, axis2=2) for error in (plain, wide)]
     assert (diagonals[1] > diagonals[0]).all()
-    still = effect_error(gp, populations, np.zeros((1, 2)), np.array([0]), Misfit(0.1, 0.1))
-    assert np.abs(still.process).max() == 0.0
 
 
 def test_more_cells_less_error(gp, populations):
-    few = effect_error(gp, populations, populations.p[:1], populations.context[:1])
+    few = effect_error(gp, populations, SINGLE, asked(populations.p[:1], populations.context[:1]))
     more = MeanEffects(populations.effect, populations.variance / 10, populations.p, populations.context)
-    many = effect_error(gp, more, populations.p[:1], populations.context[:1])
+    many = effect_error(gp, more, SINGLE, asked(populations.p[:1], populations.context[:1]))
     assert (many.noise < few.noise).all()
     assert ((many.process + many.noise) < (few.process + few.noise)).all()
 
 
 def test_blocks_of_genes_change_nothing(gp, populations, monkeypatch):
-    whole = effect_error(gp, populations, populations.p, populations.context)
+    whole = effect_error(gp, populations, SINGLE, own(populations))
     monkeypatch.setattr("cfmvc_scvi.module.effect_posterior._BLOCK", 200)
-    parts = effect_error(gp, populations, populations.p, populations.context)
+    parts = effect_error(gp, populations, SINGLE, own(populations))
     np.testing.assert_allclose(parts.mean, whole.mean)
     np.testing.assert_allclose(parts.process, whole.process)
     assert len(list(_blocks(gp, populations))) > 1
