@@ -40,6 +40,10 @@ class HeldOut:
         Other cell types: (control, perturbed).
     support
         What the prediction rests on.
+    distance
+        Mean of the prediction's ``obs["distance"]``, where there is one.
+    table, coverage
+        Scores, and the fraction of genes that the intervals hold.
     """
 
     name: str
@@ -50,6 +54,7 @@ class HeldOut:
     real: np.ndarray
     training: dict[str, tuple[np.ndarray, np.ndarray]]
     support: str
+    distance: float = float("nan")
     table: pd.DataFrame = field(default_factory=pd.DataFrame)
     coverage: float = float("nan")
 
@@ -175,6 +180,7 @@ class ReportMixin:
                 real=self._lognorm_of(real[rows].copy()),
                 training=self._other_contexts(registered, of_type, same, code),
                 support=str(predicted.obs["support"].iloc[0]),
+                distance=float(predicted.obs["distance"].mean()) if "distance" in predicted.obs else float("nan"),
             )
 
     def _other_contexts(
@@ -238,6 +244,7 @@ class ReportMixin:
         rows = {
             held.name: {
                 "support": held.support,
+                "distance": held.distance,
                 "real": len(held.real),
                 "control": len(held.control),
                 "contexts": len(held.training),
@@ -247,6 +254,8 @@ class ReportMixin:
             for held in conditions
         }
         overview = pd.DataFrame.from_dict(rows, orient="index").rename_axis("condition")
+        if overview["distance"].isna().all():
+            overview = overview.drop(columns="distance")
         page.table(overview.rename(columns=lambda name: name.replace("_", " ")))
         page.text(
             "contexts: cell types that the perturbation was seen in, beside this one. 95 % intervals hold: fraction of "
