@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -223,6 +223,7 @@ class ReportMixin:
                 f"{known} of the {real.n_obs} real cells have names of cells the model was trained on: what follows "
                 "may be no held-out evaluation."
             )
+        found += _rising_losses(self.history)
         for held in conditions:
             found += _doubts(held)
         found += [f"Left out. {reason}." for reason in skipped]
@@ -273,10 +274,8 @@ class ReportMixin:
             f"{len(self.batches)} batches. Split: {sizes[0]} training, {sizes[1]} validation, {sizes[2]} test cells. "
             f"Held out: {real.n_obs} cells that were given to this report."
         )
-        page.figures(
-            (pl.training_curves(self, show=False), "Training curves of both stages."),
-            (pl.support(self.support(), show=False), "Training cells; white: never trained on."),
-        )
+        page.figures((pl.training_curves(self, show=False), "Training curves of both stages."))
+        page.figures((pl.support(self.support(), show=False), "Training cells; white: never trained on."))
 
 
 def _dosage(model: ReportMixin, held: HeldOut) -> str | None:
@@ -285,6 +284,22 @@ def _dosage(model: ReportMixin, held: HeldOut) -> str | None:
         return None
     delimiter = model.vocabulary.combination_delimiter or "+"
     return delimiter.join(f"{dose:g}" for dose in held.condition.doses)
+
+
+def _rising_losses(history: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Stages whose validation loss has lost a quarter of what it had gained, or more, by the end."""
+    found = []
+    for stage, key in (("Stage 1", "elbo_validation"), ("Stage 2", "flow_loss_validation")):
+        if key not in history:
+            continue
+        values = pd.to_numeric(history[key].iloc[:, 0]).to_numpy(dtype=float)
+        best = int(np.argmin(values))
+        if values[-1] - values[best] > 0.25 * (values[0] - values[best]):
+            found.append(
+                f"{stage}: the validation loss was lowest in epoch {best + 1} of {len(values)} ({values[best]:.4g}) "
+                f"and ended at {values[-1]:.4g}; fewer epochs, or `early_stopping=True`, may do as well."
+            )
+    return found
 
 
 def _doubts(held: HeldOut) -> list[str]:

@@ -29,6 +29,7 @@ thead th { border-bottom: 2px solid #9aa1a9; vertical-align: bottom; }
 .scroll { overflow-x: auto; } figure { margin: .6rem 0; } img { max-width: 100%; height: auto; }
 .row { display: flex; flex-wrap: wrap; gap: .8rem; align-items: flex-start; }
 .row figure { flex: 1 1 19rem; max-width: 34rem; }
+.row figure:only-child { max-width: 100%; }
 ul.warnings { list-style: none; padding: 0; } ul.warnings li { border-left: 4px solid #D55E00; background: #fdf3ec;
   padding: .35rem .8rem; margin: .35rem 0; max-width: 60rem; }
 p.fine { border-left: 4px solid #009E73; background: #eef8f4; padding: .35rem .8rem; max-width: 60rem; }

@@ -8,11 +8,13 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib import image
 from matplotlib import pyplot as plt
 
 from cfmvc_scvi import metrics
+from cfmvc_scvi.model.report import _rising_losses
 
 VOID = {"meta", "img", "br", "link"}
 
@@ -128,6 +130,12 @@ def test_new_context_and_doses(simulate, build, fit, tmp_path):
     text = Checker(model.report(tmp_path / "r.html", adata[held].copy(), max_plots=1).read_text(encoding="utf-8")).text
     assert "P1 at 1.0 in type1" in text and "P1 at 10.0 in type1" in text
     assert "seen in only 1 other cell types" in text and "new context" in text
+
+
+def test_rising_validation_loss_is_pointed_out():
+    rising, falling = (pd.DataFrame({"loss": values}) for values in ([5.0, 3.0, 3.9], [5.0, 3.0, 3.2]))
+    [message] = _rising_losses({"elbo_validation": rising, "flow_loss_validation": falling})
+    assert message.startswith("Stage 1: the validation loss was lowest in epoch 2 of 3 (3) and ended at 3.9")
 
 
 def test_untrained(simulated, build, tmp_path):
