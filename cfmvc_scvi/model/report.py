@@ -14,8 +14,8 @@ from anndata import AnnData
 from scipy.stats import norm
 
 from cfmvc_scvi import metrics, pl
-from cfmvc_scvi.data.perturbation import Condition
-from cfmvc_scvi.data.setup import cell_dosage, registered_conditions
+from cfmvc_scvi.data.perturbation import Condition, UnknownPerturbationError
+from cfmvc_scvi.data.setup import registered_conditions
 from cfmvc_scvi.model.change import lognorm_expression
 from cfmvc_scvi.pl._page import Page
 
@@ -143,33 +143,26 @@ class ReportMixin:
     def _held_out(self, real: AnnData, skipped: list[str]) -> Iterator[HeldOut]:
         """Every condition and cell type of the real cells, predicted."""
         keys = self.setup_keys
-        obs = real.obs
-        labels = obs[keys.perturbation_key].astype(str).to_numpy()
-        types = np.full(real.n_obs, self.cell_types[0]) if keys.labels_key is None else obs[keys.labels_key].astype(str)
-        doses = cell_dosage(real, keys.dosage_key)
-        frame = pd.DataFrame({"label": labels, "type": np.asarray(types), "dose": np.nan if doses is None else doses})
+        found, conditions = registered_conditions(real, keys, self.vocabulary)
+        types = np.full(real.n_obs, self.cell_types[0]) if keys.labels_key is None else real.obs[keys.labels_key]
+        types = np.asarray(types).astype(str)
         registered, known = registered_conditions(self.adata, keys, self.vocabulary)
         of_type = self._cells(None).context.labels.numpy()
-        for (label, kind, dose), rows in frame.groupby(
-            ["label", "type", "dose"], dropna=False, sort=True
-        ).indices.items():
-            dosage = None if doses is None else dose
-            condition = self.vocabulary.parse(label, dosage)
+        for code, kind in sorted(set(zip(found.tolist(), types.tolist(), strict=True))):
+            condition = conditions[code]
             if condition.is_control:
                 continue
-            name = f"{label}{'' if dosage is None else f' at {dosage}'} in {kind}"
-            if kind not in self.cell_types:
-                skipped.append(f"{name}: the model does not know this cell type")
-                continue
-            code = self.cell_types.index(kind)
-            control = np.flatnonzero((registered == 0) & (of_type == code))
-            if min(len(rows), len(control)) < _MIN_CELLS:
-                skipped.append(
-                    f"{name}: {len(rows)} real and {len(control)} control cells, at least {_MIN_CELLS} needed"
-                )
+            dosage = None if keys.dosage_key is None else _dose_text(self, condition)
+            name = f"{condition.label}{'' if dosage is None else f' at {dosage}'} in {kind}"
+            rows = np.flatnonzero((found == code) & (types == kind))
+            label = self.cell_types.index(kind) if kind in self.cell_types else -1
+            control = np.flatnonzero((registered == 0) & (of_type == label))
+            reason = self._why_not(condition, kind, len(rows), len(control))
+            if reason is not None:
+                skipped.append(f"{name}: {reason}")
                 continue
             source = self.adata[control].copy()
-            predicted = self.predict_perturbation(source, label, dosage=dosage, return_type="lognorm")
+            predicted = self.predict_perturbation(source, condition.label, dosage=dosage, return_type="lognorm")
             same = next((i for i, other in enumerate(known) if other.key == condition.key), -1)
             yield HeldOut(
                 name=name,
@@ -178,13 +171,25 @@ class ReportMixin:
                 control=self._lognorm_of(source),
                 predicted=np.asarray(predicted.X, dtype=np.float64),
                 real=self._lognorm_of(real[rows].copy()),
-                training=self._other_contexts(registered, of_type, same, code),
+                training=self._other_contexts(registered, of_type, same, label),
                 support=str(predicted.obs["support"].iloc[0]),
                 distance=float(predicted.obs["distance"].mean()) if "distance" in predicted.obs else float("nan"),
             )
 
+    def _why_not(self, condition: Condition, kind: str, n_real: int, n_control: int) -> str | None:
+        """Why a condition cannot be evaluated, if so."""
+        if kind not in self.cell_types:
+            return "the model does not know this cell type"
+        if min(n_real, n_control) < _MIN_CELLS:
+            return f"{n_real} real and {n_control} control cells, at least {_MIN_CELLS} needed"
+        try:
+            self.vocabulary.encode([condition])
+        except UnknownPerturbationError:
+            return "the model does not know this perturbation, and has no vector for it"
+        return None
+
     def _other_contexts(
-        self, registered: np.ndarray, of_type: np.ndarray, condition: int, code: int
+        self, registered: np.ndarray, of_type: np.ndarray, condition: int, label: int
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Control and perturbed training cells of the other cell types, where there are enough of both."""
         contexts = {}
@@ -193,7 +198,7 @@ class ReportMixin:
         for other, kind in enumerate(self.cell_types):
             here = in_training & (of_type == other)
             pair = [np.flatnonzero(here & (registered == of)) for of in (0, condition)]
-            if other != code and condition > 0 and min(map(len, pair)) >= _MIN_CELLS:
+            if other != label and condition > 0 and min(map(len, pair)) >= _MIN_CELLS:
                 contexts[kind] = tuple(self._lognorm_of(self.adata[rows].copy()) for rows in pair)
         return contexts
 
@@ -205,7 +210,8 @@ class ReportMixin:
         """Fraction of genes whose real change lies in the interval, the sampling error of the real cells included."""
         if self.calibration_["gp"] is None:
             return float("nan")
-        effect = self.get_perturbation_effect(held.condition.label, held.cell_type, dosage=_dosage(self, held))
+        dosage = None if self.setup_keys.dosage_key is None else _dose_text(self, held.condition)
+        effect = self.get_perturbation_effect(held.condition.label, held.cell_type, dosage=dosage)
         change = held.real.mean(axis=0) - held.control.mean(axis=0)
         sampling = held.real.var(axis=0) / (len(held.real) - 1) + held.control.var(axis=0) / (len(held.control) - 1)
         reach = norm.ppf(0.5 + level / 2) * np.sqrt(effect["sd"].to_numpy() ** 2 + sampling)
@@ -278,12 +284,10 @@ class ReportMixin:
         page.figures((pl.support(self.support(), show=False), "Training cells; white: never trained on."))
 
 
-def _dosage(model: ReportMixin, held: HeldOut) -> str | None:
-    """Doses of the condition as text, or ``None`` where the model knows none."""
-    if model.setup_keys.dosage_key is None:
-        return None
+def _dose_text(model: ReportMixin, condition: Condition) -> str:
+    """Doses of a condition's members as a user writes them."""
     delimiter = model.vocabulary.combination_delimiter or "+"
-    return delimiter.join(f"{dose:g}" for dose in held.condition.doses)
+    return delimiter.join(f"{dose:g}" for dose in condition.doses)
 
 
 def _rising_losses(history: Mapping[str, pd.DataFrame]) -> list[str]:

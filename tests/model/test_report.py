@@ -114,6 +114,10 @@ def test_what_cannot_be_evaluated_is_said(trained, real, tmp_path):
     changed.obs.iloc[rows, changed.obs.columns.get_loc("cell_type")] = "type9"
     text = Checker(trained.report(tmp_path / "r.html", changed, max_plots=0).read_text(encoding="utf-8")).text
     assert "P1 in type9: the model does not know this cell type" in text
+    changed.obs["perturbation"] = changed.obs["perturbation"].astype(str).replace({"P1": "P9"})
+    changed.obs["cell_type"] = "type1"
+    text = Checker(trained.report(tmp_path / "r.html", changed, max_plots=0).read_text(encoding="utf-8")).text
+    assert "P9 in type1: the model does not know this perturbation" in text
     few = real[np.flatnonzero((real.obs["perturbation"] == "P1").to_numpy())[:4]].copy()
     with pytest.raises(ValueError, match="P1 in type1: 4 real and .* at least 10 needed"):
         trained.report(tmp_path / "r.html", few)
@@ -128,7 +132,7 @@ def test_new_context_and_doses(simulate, build, fit, tmp_path):
     setup = {"dosage_key": "dosage", "size_factor_key": "library_size"}
     model = fit(build(adata[~held].copy(), setup))
     text = Checker(model.report(tmp_path / "r.html", adata[held].copy(), max_plots=1).read_text(encoding="utf-8")).text
-    assert "P1 at 1.0 in type1" in text and "P1 at 10.0 in type1" in text
+    assert "P1 at 1 in type1" in text and "P1 at 10 in type1" in text
     assert "seen in only 1 other cell types" in text and "new context" in text
 
 
