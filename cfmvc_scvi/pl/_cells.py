@@ -23,8 +23,8 @@ from cfmvc_scvi.pl._style import (
     SEQUENTIAL,
     UNITS,
     axes_for,
-    distinct_colors,
     finish,
+    group_styles,
     point_size,
     symmetric_limit,
     tidy,
@@ -234,9 +234,10 @@ def _background(ax: Axes, xy: np.ndarray, groups: Sequence[str] | None) -> None:
     if len(groups) != len(xy):
         raise ValueError(f"`groups` has {len(groups)} names for {len(xy)} cells.")
     levels = sorted(set(groups))
-    colors = distinct_colors(len(levels))
-    for level, color in zip(levels, colors, strict=True):
-        ax.scatter(*xy[groups == level].T, s=size, color=color, alpha=0.5, lw=0, rasterized=True, label=level)
+    for level, (color, marker) in zip(levels, group_styles(len(levels)), strict=True):
+        ax.scatter(
+            *xy[groups == level].T, s=size, color=color, marker=marker, alpha=0.5, lw=0, rasterized=True, label=level
+        )
     columns = 1 if len(levels) <= 15 else 2
     legend = ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, ncols=columns)
     for handle in legend.legend_handles:

@@ -18,8 +18,8 @@ from cfmvc_scvi.pl._style import (
     PREDICTED,
     UNITS,
     axes_for,
-    distinct_colors,
     finish,
+    group_styles,
     label_points,
     root_figure,
     symmetric_limit,
@@ -181,8 +181,8 @@ def perturbation_map(
     share[: min(2, len(strength))] = (strength**2 / max((strength**2).sum(), 1e-30))[:2]
     drawn = axes_for(ax, (5.6, 5.0))
     size = 30 if len(table) <= 60 else 16
-    for level, color, chosen in _group_colors(table.index, groups, ~is_control):
-        drawn.scatter(*points[chosen].T, s=size, color=color, alpha=0.85, lw=0, label=level)
+    for level, color, marker, chosen in _groups(table.index, groups, ~is_control):
+        drawn.scatter(*points[chosen].T, s=size, color=color, marker=marker, alpha=0.85, lw=0, label=level)
     drawn.scatter(
         *points[is_control].T, s=80, marker="P", color=LINE, lw=0, label="control" if is_control.any() else None
     )
@@ -211,20 +211,20 @@ def _first(points: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return both[:, 0], both[:, 1]
 
 
-def _group_colors(index: pd.Index, groups: Mapping[str, str] | None, rows: np.ndarray):
-    """Name, colour and rows of every group; perturbations without one come last, in grey."""
+def _groups(index: pd.Index, groups: Mapping[str, str] | None, rows: np.ndarray):
+    """Name, colour, marker and rows of every group; perturbations without one come last, in grey."""
     if groups is None:
-        yield None, PREDICTED, rows
+        yield None, PREDICTED, "o", rows
         return
     unknown = [name for name in groups if name not in index]
     if unknown:
         raise ValueError(f"`groups` names {unknown[:5]}, which are not in the table.")
     of_row = np.array([groups.get(name, "") for name in index])
     levels = sorted(set(of_row[rows]) - {""})
-    for level, color in zip(levels, distinct_colors(len(levels)), strict=True):
-        yield level, color, rows & (of_row == level)
+    for level, (color, marker) in zip(levels, group_styles(len(levels)), strict=True):
+        yield level, color, marker, rows & (of_row == level)
     if (rows & (of_row == "")).any():
-        yield "other", FAINT, rows & (of_row == "")
+        yield "other", FAINT, "o", rows & (of_row == "")
 
 
 def _check_frame(table: pd.DataFrame, expected: str) -> None:

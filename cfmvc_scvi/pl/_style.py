@@ -16,7 +16,8 @@ from matplotlib.text import Annotation
 #: Okabe and Ito (2008): told apart with every common colour vision.
 CONTROL, PREDICTED, REAL = "#8a8f98", "#0072B2", "#D55E00"
 COLORS: Final = {"control": CONTROL, "predicted": PREDICTED, "real": REAL}
-PALETTE: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+PALETTE: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS: Final = ("o", "^", "s", "D", "v", "P")
 LINE, FAINT = "#4a4f57", "#c4c8ce"
 #: Colour maps: signed values around zero, and values from zero up.
 DIVERGING, SEQUENTIAL = "RdBu_r", "cividis"
@@ -66,9 +67,9 @@ def symmetric_limit(values: np.ndarray, quantile: float = 0.995) -> float:
     return float(np.quantile(size, quantile)) or float(size.max(initial=0.0)) or 1.0
 
 
-def distinct_colors(n: int) -> list:
-    """Colours of ``n`` groups: Okabe and Ito's as far as they reach, else steps of one map (then names must help)."""
-    return list(PALETTE[:n]) if n <= len(PALETTE) else list(plt.get_cmap("turbo")(np.linspace(0.03, 0.97, n)))
+def group_styles(n: int) -> list[tuple[str, str]]:
+    """Colour and marker of each of ``n`` groups; after all colours the next marker begins."""
+    return [(PALETTE[i % len(PALETTE)], _MARKERS[i // len(PALETTE) % len(_MARKERS)]) for i in range(n)]
 
 
 def point_size(n: int) -> float:

@@ -31,7 +31,7 @@ def cells(trained):
 def arrays() -> SimpleNamespace:
     """The same as arrays on the log1p CP10k scale: 40 genes, the first five move."""
     rng = np.random.default_rng(0)
-    control = rng.gamma(2.0, 1.0, (60, 40))
+    control = rng.gamma(2.0, 0.6, (60, 40))
     shift = np.r_[[2.0, 1.5, 1.0, 0.8, 0.6], np.zeros(35)]
-    real = rng.gamma(2.0, 1.0, (50, 40)) + shift
+    real = rng.gamma(2.0, 0.6, (50, 40)) + shift
     return SimpleNamespace(control=control, real=real, predicted=control + 0.8 * shift, shift=shift)

@@ -119,3 +119,12 @@ def test_spatial_gene_refuses(trained, cells):
         pl.spatial_gene(cells.control, trained.predict_perturbation(cells.control, ["P1", "P2"]), "gene5")
     with pytest.raises(ValueError, match="no obs\\['source_cell'\\]"):
         pl.spatial_gene(cells.control, cells.control, "gene5")
+
+
+def test_many_groups_differ_in_colour_or_marker():
+    rng = np.random.default_rng(0)
+    groups = [f"type{i:02d}" for i in rng.integers(0, 20, 400)]
+    ax = pl.velocity(rng.normal(size=(400, 3)), np.zeros((400, 3)), groups=groups)
+    points = [c for c in ax.collections if isinstance(c, mpl.collections.PathCollection)]
+    styles = {(tuple(c.get_facecolor()[0]), c.get_paths()[0].vertices.tobytes()) for c in points}
+    assert len(points) == len(styles) == 20
