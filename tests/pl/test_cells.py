@@ -48,13 +48,13 @@ def test_velocity_on_components_is_the_projection():
     """A field that points along the first component everywhere gives arrows along x, of the right length."""
     rng = np.random.default_rng(0)
     latent = rng.normal(size=(500, 6)) * [5, 3, 1, 1, 1, 1]
-    direction = np.asarray(metrics.fit_pcs([latent], 2).transform(latent + 1e-3)) * 0  # shape only
     components = np.linalg.svd(latent - latent.mean(axis=0), full_matrices=False)[2]
     ax = pl.velocity(latent, np.tile(2.0 * components[0], (500, 1)))
     [arrows] = [c for c in ax.collections if isinstance(c, Quiver)]
     np.testing.assert_allclose(np.abs(arrows.U), 2.0, rtol=1e-5)
     np.testing.assert_allclose(arrows.V, 0.0, atol=1e-5)
-    assert len(scatters(ax)[0]) == 500 and direction.shape == (500, 2)
+    assert len(scatters(ax)[0]) == 500
+    assert "2 latent units" in {child.text.get_text() for child in ax.artists if hasattr(child, "text")}
 
 
 def test_velocity_on_an_embedding_points_to_neighbours_ahead():
