@@ -301,7 +301,7 @@ def _rising_losses(history: Mapping[str, pd.DataFrame]) -> list[str]:
         if values[-1] - values[best] > 0.25 * (values[0] - values[best]):
             found.append(
                 f"{stage}: the validation loss was lowest in epoch {best + 1} of {len(values)} ({values[best]:.4g}) "
-                f"and ended at {values[-1]:.4g}; fewer epochs, or `early_stopping=True`, may do as well."
+                f"and ended at {values[-1]:.4g}: it fits training cells better than others."
             )
     return found
 

@@ -101,9 +101,13 @@ def test_calls_keep_the_false_sign_rate():
     shrink = 1.0 / (1.0 + sd**2)
     mean = shrink * (truth + sd * rng.normal(size=20_000))
     table = effect_table(mean, np.sqrt(shrink) * sd, np.full(20_000, -9.0), level=0.9, min_change=0.0, fdr=0.1)
+    wrong = np.sign(mean) != np.sign(truth)
     called = table["significant"].to_numpy()
-    assert called.sum() > 5000
-    assert np.mean(np.sign(mean[called]) != np.sign(truth[called])) == pytest.approx(0.1, abs=0.01)
+    assert called.sum() > 3000 and (called == (table["lfsr"] <= 0.1)).all()
+    assert np.mean(wrong[called]) == pytest.approx(table["lfsr"][called].mean(), abs=0.005)
+    assert table["lfsr"][called].mean() < 0.05  # the local rate bounds that of all calls
+    by_s_value = (table["s_value"] <= 0.1).to_numpy()
+    assert by_s_value.sum() > called.sum() and np.mean(wrong[by_s_value]) == pytest.approx(0.1, abs=0.01)
     assert np.mean((truth > table["lower"]) & (truth < table["upper"])) == pytest.approx(0.9, abs=0.01)
 
 
