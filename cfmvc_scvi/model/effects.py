@@ -156,9 +156,9 @@ class EffectMixin:
             raise ValueError(unknown_level_message("cell type", "`labels`", unknown, self.cell_types))
         return np.array([self.cell_types.index(label) for label in wanted])
 
-    def _calibrate(self, cache: LatentCache) -> None:
-        self.effect_errors_ = None
-        super()._calibrate(cache)
+    def _calibrate(self, *args: Any) -> None:
+        self.effect_errors_ = None  # those of an earlier training
+        super()._calibrate(*args)
 
     def _effect_errors(self) -> dict[str, Any]:
         """Observed effects of the training populations and the misfit of the process; kept."""
