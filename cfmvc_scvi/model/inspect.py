@@ -1,4 +1,4 @@
-"""Looking inside the model: embeddings, effect coefficients, velocities, what was trained on."""
+"""Looking inside the model: embeddings, effect coefficients, velocities."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class InspectionMixin:
         DataFrame (perturbation x dims); control, at the origin, comes first.
         """
         self._require_flow("embed perturbations")
-        labels = [self.vocabulary.control_label, *self.vocabulary.names]
+        labels = [self.vocabulary.control_label, *sorted(self.vocabulary.names)]
         p = self._vectors(labels)
         with torch.inference_mode():
             values = self.module.adapter.embed(p).cpu().numpy()
@@ -33,7 +33,7 @@ class InspectionMixin:
         DataFrame ((perturbation, cell type) x basis); exactly zero for control.
         """
         self._require_flow("give effect coefficients")
-        labels = [self.vocabulary.control_label, *self.vocabulary.names]
+        labels = [self.vocabulary.control_label, *sorted(self.vocabulary.names)]
         types = self.cell_types
         p = self._vectors(labels).repeat_interleave(len(types), dim=0)
         codes = torch.arange(len(types), device=self._device).repeat(len(labels))
@@ -76,25 +76,6 @@ class InspectionMixin:
             base.append((parts.base * self.module.flow_scale).cpu().numpy())
             effect.append((parts.effect * self.module.flow_scale).cpu().numpy())
         return np.concatenate(base), np.concatenate(effect)
-
-    def support(self) -> pd.DataFrame:
-        """What the model was trained on.
-
-        Returns
-        -------
-        DataFrame with one row per perturbation, cell type and batch of the registered data, and the number of cells
-        (column ``n_cells``) and of training cells (``n_train``).
-        """
-        self._require_adata("count its cells")
-        keys = self.setup_keys
-        names = {"perturbation": keys.perturbation_key, "cell_type": keys.labels_key, "batch": keys.batch_key}
-        columns = {name: self.adata.obs[key].astype(str) for name, key in names.items() if key is not None}
-        table = pd.DataFrame(columns)
-        table["n_train"] = 0
-        if self.split_ is not None:
-            table.iloc[self._split.train, table.columns.get_loc("n_train")] = 1
-        grouped = table.groupby(list(columns), observed=True)["n_train"].agg(["size", "sum"]).reset_index()
-        return grouped.rename(columns={"size": "n_cells", "sum": "n_train"})
 
     def _vectors(self, labels: list[str]) -> torch.Tensor:
         conditions = [self.vocabulary.parse(label) for label in labels]
