@@ -118,7 +118,7 @@ class RequestReader:
             if missing:
                 raise ValueError(f"The model was trained with doses: pass `dosage` for {missing[:5]}.")
         if self.keys.labels_key is None and any(row["labels"] is not None for row in rows):
-            raise ValueError("The model was set up without `labels_key`, so it knows no cell types: leave `labels` out.")
+            raise ValueError("The model was set up without `labels_key` and knows no cell types: leave `labels` out.")
         _check_levels("labels", [row["labels"] for row in rows], self.cell_types)
         _check_levels("batch", [row["batch"] for row in rows], self.batches)
         self.vocabulary.encode(conditions)  # refuses unknown perturbations
