@@ -76,7 +76,7 @@ class CalibrationMixin:
             "highest": _highest(cache.cells, rows),
             "gp": self._fit_process(populations, members),
             "spread_effect": populations.spread_effect(members.sum(axis=1)),
-            "reference": _reference_cells(cache, [_sample(cells, rng) for cells in populations.control]),
+            "reference": _stored_reference(cache, [_sample(cells, rng) for cells in populations.control]),
         }
         self._calibration_cache: dict[Any, Any] = {}
 
@@ -128,7 +128,7 @@ class CalibrationMixin:
     def _calibrate_condition(self, condition: Condition, label: int, call: Any, rates: bool) -> tuple[np.ndarray, ...]:
         """Corrections (n_genes,) of a condition in a cell type, from the cells that stand for it."""
         saved, theta = self.calibration_, self._theta()
-        cells = self._remembered(("reference", label, call.solver_key), lambda: self._reference(label, call))
+        cells = self._reference_cells(label, call)
         members = self.vocabulary.encode_members([condition])[0]
         p = members.sum(axis=0)
         vectors = torch.from_numpy(p).expand(len(cells.z), -1).to(self._device)
@@ -149,8 +149,12 @@ class CalibrationMixin:
             log_ratio = _solve_log_ratio(after, theta, cells.library, cells.level + effect)
         return lognorm.astype(np.float32), scale.astype(np.float32), log_ratio.astype(np.float32)
 
-    def _reference(self, label: int, call: Any) -> ReferenceCells:
+    def _reference_cells(self, label: int, call: Any) -> ReferenceCells:
         """The cells that stand for a cell type, as they are without a perturbation."""
+        return self._remembered(("reference", label, call.solver_key), lambda: self._make_reference(label, call))
+
+    @torch.inference_mode()
+    def _make_reference(self, label: int, call: Any) -> ReferenceCells:
         saved = self.calibration_["reference"][label]
         z, technical = (torch.from_numpy(saved[name]).to(self._device) for name in ("z", "technical"))
         context = _as_context(saved).to(self._device)
@@ -220,7 +224,7 @@ def _solve_shift(moved: np.ndarray, level: np.ndarray, highest: np.ndarray, n_it
     return 0.5 * (low + high)
 
 
-def _reference_cells(cache: LatentCache, chosen: list[np.ndarray]) -> list[dict[str, Any]]:
+def _stored_reference(cache: LatentCache, chosen: list[np.ndarray]) -> list[dict[str, Any]]:
     """Latents, context and library size of the cells that stand for each cell type."""
     out = []
     for rows in chosen:
