@@ -14,8 +14,9 @@ from scipy.stats import norm
 from cfmvc_scvi.data.cells import unknown_level_message
 from cfmvc_scvi.data.perturbation import Condition
 from cfmvc_scvi.data.setup import registered_conditions
-from cfmvc_scvi.model.calibrate import GP_WEIGHT, Populations
+from cfmvc_scvi.model.calibrate import GP_WEIGHT
 from cfmvc_scvi.model.latents import LatentCache
+from cfmvc_scvi.model.populations import Populations
 from cfmvc_scvi.module.effect_gp import EffectGP, MeanEffects
 from cfmvc_scvi.module.effect_posterior import Conditions, Misfit, effect_error, find_misfit
 from cfmvc_scvi.module.likelihood import expected_lognorm
@@ -93,13 +94,13 @@ class EffectMixin:
         _check_probabilities(level=level, fdr=fdr)
         if not min_change >= 0:
             raise ValueError(f"`min_change` is {min_change}; it must not be negative.")
-        [condition] = self._requested_conditions([perturbation], dosage)
-        p = self.vocabulary.encode([condition])[0]
+        [request] = self._requests([perturbation], dosage, None)
+        condition = request.condition
         codes = self._label_codes(labels)
         saved = self._effect_errors()
         n_control = saved["n_control"][codes]
         weights = n_control / n_control.sum() if n_control.any() else np.full(len(codes), 1.0 / len(codes))
-        mean, variance = self._effect_moments(condition, p, codes, weights)
+        mean, variance = self._effect_moments(condition, codes, weights)
         floor = -(weights @ self.calibration_["profiles"][codes])
         table = effect_table(mean, np.sqrt(variance), floor, level=level, min_change=min_change, fdr=fdr)
         table.index = pd.Index(self.get_var_names(), name="gene")
@@ -117,7 +118,7 @@ class EffectMixin:
     # ---- parts ------------------------------------------------------------------------------------------------
 
     def _effect_moments(
-        self, condition: Condition, p: np.ndarray, codes: np.ndarray, weights: np.ndarray
+        self, condition: Condition, codes: np.ndarray, weights: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance (n_genes,) of the effect averaged over cell types with these weights."""
         profiles = self.calibration_["profiles"]
@@ -126,10 +127,10 @@ class EffectMixin:
             return zero, zero
         saved = self._effect_errors()
         gp = EffectGP.from_dict(self.calibration_["gp"])
-        combined = np.full(len(codes), len(condition.members) > 1)
-        queries = Conditions(np.tile(p, (len(codes), 1)), codes, combined)
-        error = effect_error(gp, MeanEffects(**saved["effects"]), saved["combined"], queries, Misfit(saved["misfit"]))
-        latent = np.stack([self._latent_effect(p, int(code)) for code in codes])
+        members = np.repeat(self.vocabulary.encode_members([condition]), len(codes), axis=0)
+        queries = Conditions(members, codes)
+        error = effect_error(gp, MeanEffects(**saved["effects"]), queries, Misfit(saved["misfit"]))
+        latent = np.stack([self._latent_effect(members[0].sum(axis=0), int(code)) for code in codes])
         estimate = np.maximum((1.0 - GP_WEIGHT) * latent + GP_WEIGHT * error.mean, -profiles[codes])
         variance = np.einsum("c,gcd,d->g", weights, error.process + error.noise, weights)
         disagreement = weights @ (estimate - error.mean)
@@ -138,14 +139,13 @@ class EffectMixin:
     @torch.inference_mode()
     def _latent_effect(self, p: np.ndarray, code: int) -> np.ndarray:
         """Mean effect (n_genes,) by the latent path, over the control cells that stand for a cell type."""
-        reference = self.calibration_["reference"][code]
-        call = self._make_call("lognorm", 1, None, None, None, None, None)
-        library, theta = reference["library"], self._theta()
-        before, after = (
-            expected_lognorm(np.exp(share) * library[:, None], theta, library).mean(axis=0)
-            for share in self._reference_shares(reference, p, call)
-        )
-        return after - before
+        call = self._make_call("lognorm", 1, None, None, None, None)
+        cells = self._reference_cells(code, call)
+        vectors = torch.from_numpy(p).expand(len(cells.z), -1).to(self._device)
+        moved = self.module.transport(cells.z, vectors, cells.context, call.solver, cells.flow)
+        share = np.exp(self.module.decoder(moved, cells.technical).cpu().numpy())
+        after = expected_lognorm(share * cells.library[:, None], self._theta(), cells.library)
+        return after.mean(axis=0) - cells.level
 
     def _label_codes(self, labels: str | Sequence[str] | None) -> np.ndarray:
         if labels is None:
@@ -175,19 +175,15 @@ class EffectMixin:
     def _observe_effects(self) -> dict[str, Any]:
         cells = self._cells(None)
         condition, conditions = registered_conditions(self.adata, self.setup_keys, self.vocabulary)
-        p = torch.from_numpy(self.vocabulary.encode(conditions))
-        rows = np.sort(np.r_[self._split.train, self._split.validation])
+        rows = self._fitted_rows()
         labels = cells.context.labels.numpy()[rows]
-        populations = Populations.of(LatentCache(cells, None, condition, conditions, p), rows, len(self.cell_types))
-        effects = populations.effects()
-        gp = EffectGP.from_dict(self.calibration_["gp"])
-        several = {tuple(v) for v, one in zip(p.tolist(), conditions, strict=True) if len(one.members) > 1}
-        combined = np.array([tuple(v) in several for v in effects.p.tolist()])
+        populations = Populations.of(LatentCache(cells, None, condition, conditions), rows, len(self.cell_types))
+        members = self.vocabulary.encode_members(conditions)[populations.condition]
+        effects = MeanEffects(populations.effect, populations.variance, members, populations.label)
         return {
             "effects": asdict(effects),
-            "combined": combined,
             "n_control": np.bincount(labels[condition[rows] == 0], minlength=len(self.cell_types)),
-            "misfit": find_misfit(gp, effects, combined).kappa,
+            "misfit": find_misfit(EffectGP.from_dict(self.calibration_["gp"]), effects).kappa,
         }
 
 

@@ -69,13 +69,18 @@ class EmbeddingMixin(RNASeqMixin, VAEMixin):
         return super()._validate_anndata(adata, **kwargs)
 
     def _cells(
-        self, adata: AnnData | None, indices: Sequence[int] | None = None, batch: str | None = None
+        self,
+        adata: AnnData | None,
+        indices: Sequence[int] | None = None,
+        batch: str | None = None,
+        *,
+        allow_unknown: bool = False,
     ) -> CellTable:
         """Cells as the networks read them; nothing is written into the AnnData."""
         if adata is None:
             self._require_adata("use its cells")
             adata = self.adata
-        cells = self._reader().read(adata, batch=batch)
+        cells = self._reader().read(adata, batch=batch, allow_unknown=allow_unknown)
         return cells if indices is None else cells.take(as_rows(indices, len(cells)))
 
     @torch.inference_mode()

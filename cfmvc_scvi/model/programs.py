@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 import torch
@@ -65,33 +63,28 @@ class ProgramMixin:
         codes = range(len(self.cell_types)) if labels is None else [self.cell_types.index(labels)]
         size = np.sqrt((self.get_effect_coefficients().to_numpy() ** 2).mean(axis=0))
         steps = np.where(size > 0, size, 1.0) if step is None else np.full(len(size), step)
-        values = np.mean([self._decode_basis(self.calibration_["reference"][code], steps) for code in codes], axis=0)
+        values = np.mean([self._decode_basis(code, steps) for code in codes], axis=0)
         names = pd.Index([f"basis_{k}" for k in range(len(values))], name="basis")
         table = pd.DataFrame(values, index=names, columns=pd.Index(self.get_var_names(), name="gene"))
         return table if n_top is None else rank_genes(table, n_top)
 
     @torch.inference_mode()
-    def _decode_basis(self, reference: dict[str, Any], steps: np.ndarray) -> np.ndarray:
+    def _decode_basis(self, code: int, steps: np.ndarray) -> np.ndarray:
         """Mean change (n_basis, n_genes) of reference cells per unit of each coefficient."""
-        z = torch.from_numpy(reference["z"]).to(self._device)
-        technical = torch.from_numpy(reference["technical"])
-        context = FlowContext(
-            *(
-                None if reference[name] is None else torch.from_numpy(reference[name]).to(self._device)
-                for name in ("categorical", "continuous", "spatial")
-            )
-        )
+        cells = self._reference_cells(code, self._make_call("latent", 1, None, None, None, None))
         changes = []
         for k, step in enumerate(steps):
-            up, down = (self._carry(z, context, k, sign * float(step)).cpu() for sign in (1.0, -1.0))
-            y_up, y_down = (np.log1p(1e4 * np.exp(self._log_share(end, technical).numpy())) for end in (up, down))
+            up, down = (self._carry(cells.z, cells.context, k, sign * float(step)) for sign in (1.0, -1.0))
+            y_up, y_down = (
+                np.log1p(1e4 * self.module.decoder(end, cells.technical).exp().cpu().numpy()) for end in (up, down)
+            )
             changes.append((y_up - y_down).mean(axis=0) / (2.0 * step))
         return np.stack(changes)
 
     def _carry(self, z: Tensor, context: FlowContext, basis: int, coefficient: float) -> Tensor:
         """Latents carried along one basis field."""
         module = self.module
-        solver = self._make_call("latent", 1, None, None, None, None, None).solver
+        solver = self._make_call("latent", 1, None, None, None, None).solver
         encoded = module.encode_context(context)
         alpha = torch.zeros(len(z), module.flow_field.n_basis, device=z.device)
         still = velocity_of(module, encoded, alpha.clone())

@@ -41,7 +41,7 @@ class HeldOut:
     support
         What the prediction rests on.
     distance
-        Mean of the prediction's ``obs["distance"]``, where there is one.
+        Mean of the prediction's ``obs["support_distance"]``, where there is one.
     table, coverage
         Scores, and the fraction of genes that the intervals hold.
     """
@@ -173,7 +173,9 @@ class ReportMixin:
                 real=self._lognorm_of(real[rows].copy()),
                 training=self._other_contexts(registered, of_type, same, label),
                 support=str(predicted.obs["support"].iloc[0]),
-                distance=float(predicted.obs["distance"].mean()) if "distance" in predicted.obs else float("nan"),
+                distance=float(predicted.obs["support_distance"].mean())
+                if "support_distance" in predicted.obs
+                else float("nan"),
             )
 
     def _why_not(self, condition: Condition, kind: str, n_real: int, n_control: int) -> str | None:

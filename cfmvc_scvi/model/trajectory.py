@@ -74,13 +74,12 @@ class TrajectoryMixin:
             raise ValueError(
                 f"`perturbation` is missing: give one, for instance of {list(self.vocabulary.names[:10])}."
             )
-        call = self._make_call("latent", 1, solver, n_steps, None, batch_size, None)
-        [condition] = self._requested_conditions([perturbation], dosage)
-        p = torch.from_numpy(self.vocabulary.encode([condition])).to(self._device)
-        cells = self._source_cells(adata, indices, None)
-        n_cells = len(cells)
-        padded = cells.padded()
-        posterior = self._encode(padded, call.batch_size)
+        call = self._make_call("latent", 1, solver, n_steps, batch_size, None)
+        requests = self._requests([perturbation], dosage, None)
+        p = torch.from_numpy(self.vocabulary.encode([requests[0].condition])).to(self._device)
+        sources = self._sources(adata, indices, requests, call, "error")
+        [source] = sources.values()
+        padded, n_cells, posterior = source.cells, source.n_cells, source.posterior
         latents: list[list[np.ndarray]] = [[] for _ in times]
         for rows in padded.chunks(call.batch_size):
             context = padded.context[rows].to(self._device)
@@ -88,7 +87,7 @@ class TrajectoryMixin:
             for found, t in zip(latents, times, strict=True):
                 moved = self._at_time(z, p.expand(len(z), -1), context, call.solver, float(t))
                 found.append(moved.cpu().numpy())
-        obs = self._result_obs(cells, condition, call, 1)
+        obs = self._result_obs(requests, sources, call)
         blocks = []
         for found, t in zip(latents, times, strict=True):
             names = obs.index + f"_t{t:g}"
@@ -96,7 +95,7 @@ class TrajectoryMixin:
             blocks.append(AnnData(latent, obs=obs.assign(time=t).set_index(names), var=latent_var(latent.shape[1])))
         result = blocks[0] if len(blocks) == 1 else ad.concat(blocks, merge="same")
         result.obs_names_make_unique()
-        result.uns["cfmvc"] = self._describe(call, [condition]) | {"times": times}
+        result.uns["cfmvc"] = self._describe(call, requests) | {"times": times}
         return result
 
     @torch.no_grad()

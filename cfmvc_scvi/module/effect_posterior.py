@@ -52,25 +52,36 @@ class Conditions:
 
     Attributes
     ----------
-    p
-        Perturbation vectors, shape (n, n_features).
+    members
+        Weighted vectors of the perturbations given together, shape (n, most members, n_features); rows of zeros where
+        there are fewer.
     context
         Index of the context of each, shape (n,).
-    combined
-        Whether each is a combination of several perturbations, shape (n,).
     """
 
-    p: np.ndarray
+    members: np.ndarray
     context: np.ndarray
-    combined: np.ndarray
+
+    @classmethod
+    def of(cls, data: MeanEffects) -> Conditions:
+        """Conditions of populations."""
+        return cls(data.members, data.context)
 
     def followed_by(self, other: Conditions) -> Conditions:
         """These conditions, then the others."""
-        return Conditions(
-            np.concatenate([self.p, other.p]),
-            np.concatenate([self.context, other.context]),
-            np.concatenate([self.combined, other.combined]),
-        )
+        most = max(self.members.shape[1], other.members.shape[1])
+        members = [_padded(part.members, most) for part in (self, other)]
+        return Conditions(np.concatenate(members), np.concatenate([self.context, other.context]))
+
+    @property
+    def p(self) -> np.ndarray:
+        """Perturbation vectors, shape (n, n_features)."""
+        return self.members.sum(axis=1, dtype=np.float64)
+
+    @property
+    def combined(self) -> np.ndarray:
+        """Whether each is a combination of several perturbations, shape (n,)."""
+        return (self.members != 0).any(axis=2).sum(axis=1) > 1
 
     @property
     def perturbation(self) -> np.ndarray:
@@ -106,9 +117,7 @@ class EffectError:
     noise: np.ndarray
 
 
-def effect_error(
-    gp: EffectGP, data: MeanEffects, combined: np.ndarray, queries: Conditions, misfit: Misfit | None = None
-) -> EffectError:
+def effect_error(gp: EffectGP, data: MeanEffects, queries: Conditions, misfit: Misfit | None = None) -> EffectError:
     r"""Effects of perturbation vectors in contexts by the process, and the covariance of their errors.
 
     The process predicts a weighted sum of the observed effects, :math:`\hat w = m_* + A^\top (y - m)` with
@@ -129,18 +138,16 @@ def effect_error(
         The fitted process.
     data
         The populations it was fitted on.
-    combined
-        Whether each of them is of a combination of perturbations, shape (n,).
     queries
         The conditions asked for.
     misfit
         What the kernel lacks; ``None`` is nothing.
     """
-    n = len(data.p)
-    every = Conditions(data.p, data.context, combined).followed_by(queries)
+    n = len(data.effect)
+    every = Conditions.of(data).followed_by(queries)
     misfit = Misfit.none() if misfit is None else misfit
     means, processes, noises = [], [], []
-    for genes, kernel, fitted, noise, residual in _blocks(gp, _with_blanks(data, queries)):
+    for genes, kernel, fitted, noise, residual in _blocks(gp, _with_blanks(data, every)):
         weights = torch.linalg.solve(kernel[:, :n, :n] + torch.diag_embed(fitted[:, :n]), kernel[:, :n, n:])
         means.append(-residual[:, n:] + (weights.mT @ residual[:, :n, None]).squeeze(-1))
         kernel = kernel + misfit.kernel(data, every, genes)
@@ -150,7 +157,7 @@ def effect_error(
     return EffectError(torch.cat(means).T.numpy(), torch.cat(processes).numpy(), torch.cat(noises).numpy())
 
 
-def find_misfit(gp: EffectGP, data: MeanEffects, combined: np.ndarray) -> Misfit:
+def find_misfit(gp: EffectGP, data: MeanEffects) -> Misfit:
     r"""Misfit of the kernel, from populations that are left out.
 
     Every population is predicted from all others, and from those of other perturbations. The residuals are weighted
@@ -162,8 +169,8 @@ def find_misfit(gp: EffectGP, data: MeanEffects, combined: np.ndarray) -> Misfit
     squares are linear in the :math:`\kappa`. These are found by non-negative least squares over all populations and
     genes, weighted by the inverse variance of a squared residual without misfit.
     """
-    conditions = Conditions(data.p, data.context, combined)
-    groupings = [np.arange(len(data.p)), conditions.perturbation]
+    conditions = Conditions.of(data)
+    groupings = [np.arange(len(data.effect)), conditions.perturbation]
     parts, amplitudes = conditions.sharing(), _amplitudes(data)
     normal, target = np.zeros((6, 6)), np.zeros(6)
     for genes, kernel, fitted, noise, residual in _blocks(gp, data):
@@ -201,23 +208,29 @@ def _amplitudes(data: MeanEffects) -> Tensor:
     return torch.from_numpy(np.stack([own, np.full_like(own, own.mean())])).double()
 
 
-def _with_blanks(data: MeanEffects, queries: Conditions) -> MeanEffects:
+def _with_blanks(data: MeanEffects, every: Conditions) -> MeanEffects:
     """The populations, followed by conditions that were not observed: no effect and no noise of their own."""
-    blank = np.zeros((len(queries.p), data.effect.shape[1]))
+    blank = np.zeros((len(every.context) - len(data.effect), data.effect.shape[1]))
     return MeanEffects(
         effect=np.concatenate([data.effect, blank]),
         variance=np.concatenate([data.variance, blank]),
-        p=np.concatenate([data.p, queries.p]),
-        context=np.concatenate([data.context, queries.context]),
+        members=every.members,
+        context=every.context,
     )
+
+
+def _padded(members: np.ndarray, most: int) -> np.ndarray:
+    """Members with rows of zeros up to so many."""
+    return np.pad(members, ((0, 0), (0, most - members.shape[1]), (0, 0)))
 
 
 def _blocks(gp: EffectGP, data: MeanEffects) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
     """Some genes at a time: kernel (genes, n, n), noise as fitted and as known, residual from the mean (genes, n)."""
-    process = replace(gp, state=gp.state | {"p": data.p.astype(np.float64), "context": data.context})
+    own = {"members": data.members.astype(np.float64), "p": Conditions.of(data).p, "context": data.context}
+    process = replace(gp, state=gp.state | own)
     theta = torch.tensor([*np.log([gp.hyper[name] for name in _START]), gp.hyper["mean_slope"]]).double()
     n_genes = data.effect.shape[1]
-    size = max(1, _BLOCK // len(data.p) ** 2)
+    size = max(1, _BLOCK // len(data.effect) ** 2)
     for start in range(0, n_genes, size):
         genes = slice(start, min(start + size, n_genes))
         terms = process._terms(data, np.arange(genes.start, genes.stop))

@@ -8,6 +8,7 @@ import torch
 from scipy.stats import norm
 
 from cfmvc_scvi import CFMVC
+from cfmvc_scvi.flow import get_solver
 from cfmvc_scvi.model.effects import effect_table, mean_of_smaller
 
 COLUMNS = ["log_fold_change", "lower", "upper", "sd", "sign_probability", "lfsr", "s_value", "significant"]
@@ -175,12 +176,12 @@ def test_basis_is_the_slope_of_the_decoded_change(trained):
     table = trained.get_effect_basis("type1", step=1e-2)
     assert table.shape == (4, 60) and table.index[0] == "basis_0"
     alpha = trained.get_effect_coefficients().loc[("P1", "type1")].to_numpy()
-    reference = trained.calibration_["reference"][0]
-    p = trained._vectors(["P1"])[0].cpu().numpy()
-    call = trained._make_call("latent", 1, None, None, None, None, None)
+    cells = trained._reference_cells(0, trained._make_call("latent", 1, None, None, None, None))
+    p = trained._vectors(["P1"]).expand(len(cells.z), -1)
     with torch.inference_mode():
-        shares = trained._reference_shares(reference, p, call)
-    before, after = (np.log1p(1e4 * np.exp(share)) for share in shares)
+        moved = trained.module.transport(cells.z, p, cells.context, get_solver("midpoint", 10))
+        after = np.log1p(1e4 * trained.module.decoder(moved, cells.technical).exp().cpu().numpy())
+    before = np.log1p(1e4 * np.exp(cells.log_share))
     decoded = (after - before).mean(axis=0)
     assert np.corrcoef(alpha @ table.to_numpy(), decoded)[0, 1] > 0.9
 
