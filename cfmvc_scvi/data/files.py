@@ -1,0 +1,109 @@
+"""Files that are there whole or not at all: written aside, synced, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full: free some space or choose another folder",
+    errno.EDQUOT: "the disk quota is used up: free some space or choose another folder",
+    errno.EROFS: "the file system is read-only: choose a folder that can be written to",
+    errno.EACCES: "there is no permission to write there: choose a folder that can be written to",
+    errno.EPERM: "there is no permission to write there: choose a folder that can be written to",
+    errno.ENOTDIR: "a part of the path is a file, not a folder: choose another folder",
+}
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike, what: str = "the file", *, folder: bool = False) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to; on leaving the block it takes the place of ``path`` at once.
+
+    A reader sees the old content or the new one, never a part, also when the process is killed or the machine
+    stops. If the block raises, what was written aside is removed and ``path`` is as it was.
+
+    Parameters
+    ----------
+    path
+        The file or folder to be there in the end. Missing parents are made.
+    what
+        What is being written, for the message of an error.
+    folder
+        Yield an empty folder instead of the name of a file; ``path`` must not exist, or be an empty folder.
+
+    Raises
+    ------
+    FileExistsError
+        With ``folder``, when ``path`` exists and is not an empty folder.
+    OSError
+        When the disk is full or read-only or the path cannot be written; says which, and that nothing was changed.
+
+    Examples
+    --------
+    >>> with atomic_write("prediction.h5ad", "the prediction") as aside:
+    ...     prediction.write_h5ad(aside)
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    if folder and path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path} already exists and is not an empty folder.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if folder:
+            aside.mkdir()
+        yield aside
+        _sync_tree(aside)
+        os.replace(aside, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise write_error(error, path, what) from error
+    finally:
+        _remove(aside)
+
+
+def write_error(error: OSError, path: str | os.PathLike, what: str) -> OSError:
+    """The same error with a message that says what could not be written, where, why, and what to do."""
+    reason = _REASONS.get(error.errno, error.strerror or str(error))
+    message = f"Could not write {what} to {os.fspath(path)!r}: {reason}. What was there before is unchanged."
+    clear = type(error)(error.errno, message) if error.errno is not None else OSError(message)
+    clear.filename = None
+    return clear
+
+
+def file_checksum(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_tree(path: Path) -> None:
+    if path.is_dir():
+        for child in path.rglob("*"):
+            _sync(child)
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Have the operating system write a file or a folder's entries to the disk."""
+    if path.is_dir() and os.name == "nt":  # folders cannot be opened there
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Remove what was written aside, if it is still there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):  # the error that brought us here is the one to report
+        path.unlink(missing_ok=True)
