@@ -16,7 +16,8 @@ from scvi.model.base import BaseModelClass
 from cfmvc_scvi._constants import AUTO, CFMVC_KEYS
 from cfmvc_scvi.data.cells import CellReader, categories
 from cfmvc_scvi.data.perturbation import PerturbationVocabulary
-from cfmvc_scvi.data.setup import SetupKeys, make_fields, resolve_keys, validate
+from cfmvc_scvi.data.setup import SetupKeys, make_fields, registered_conditions, resolve_keys
+from cfmvc_scvi.data.validate import check_anndata, validate, warn_of_design
 from cfmvc_scvi.model.embed import EmbeddingMixin
 from cfmvc_scvi.model.generate import GenerationMixin
 from cfmvc_scvi.model.inspect import InspectionMixin
@@ -151,6 +152,7 @@ class CFMVC(
         categorical_covariate_keys: list[str] | None = None,
         continuous_covariate_keys: list[str] | None = None,
         size_factor_key: str | None = None,
+        allow_noncounts: bool = False,
         **kwargs: Any,
     ) -> None:
         """Register an AnnData: say which column plays which part.
@@ -183,14 +185,27 @@ class CFMVC(
             Further columns of ``obs`` that describe the context.
         size_factor_key
             Column of ``obs`` with each cell's library size, where the genes at hand are a panel; else the row sum.
+        allow_noncounts
+            Take fractional values, such as normalised or log-transformed ones, with a warning in place of an error. The
+            likelihood is then not that of the data.
+
+        Warns
+        -----
+        UserWarning
+            Where the data cannot tell a perturbation from something else: confounded with batch, without control cells
+            in a cell type, with a single cell; for levels without cells, and cells or genes without counts.
 
         Raises
         ------
         KeyError
             For a name that is not there; the message lists what is.
+        TypeError
+            For counts in a container that cannot be read, naming the conversion to call.
         ValueError
-            When there is no perturbation column, the control is not clear, or the counts are not counts.
+            When there is no perturbation column, the control is not clear, values are missing, or the counts are not
+            counts.
         """
+        check_anndata(adata)
         keys = resolve_keys(
             adata,
             layer=layer,
@@ -205,13 +220,17 @@ class CFMVC(
             categorical_covariate_keys=categorical_covariate_keys,
             continuous_covariate_keys=continuous_covariate_keys,
             size_factor_key=size_factor_key,
+            allow_noncounts=allow_noncounts,
             from_registry=kwargs.get("source_registry") is not None,
         )
-        validate(adata, keys)
+        is_new = kwargs.get("source_registry") is None
+        validate(adata, keys, is_new=is_new)
         setup_method_args = cls._get_setup_method_args(cls=cls, adata=adata, **asdict(keys))
         manager = AnnDataManager(fields=make_fields(keys), setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
+        if is_new:
+            warn_of_design(adata, keys, *registered_conditions(adata, keys, _vocabulary(manager.registry)))
 
     # ---- what the registration says ---------------------------------------------------------------------------
 
@@ -223,8 +242,7 @@ class CFMVC(
     @property
     def vocabulary(self) -> PerturbationVocabulary:
         """Perturbations of the training data and their vectors."""
-        state = self._field_registries[CFMVC_KEYS.PERTURBATION_KEY]["state_registry"]
-        return PerturbationVocabulary.from_registry(state["vocabulary"])
+        return _vocabulary(self.registry)
 
     @property
     def cell_types(self) -> list[str]:
@@ -254,3 +272,8 @@ class CFMVC(
     @property
     def _device(self) -> torch.device:
         return self.module.device
+
+
+def _vocabulary(registry: dict[str, Any]) -> PerturbationVocabulary:
+    state = registry["field_registries"][CFMVC_KEYS.PERTURBATION_KEY]["state_registry"]
+    return PerturbationVocabulary.from_registry(state["vocabulary"])
