@@ -19,12 +19,15 @@ from scvi.train import SaveCheckpoint, TrainRunner
 from cfmvc_scvi.data.archive import read_archive
 from cfmvc_scvi.train.checkpoint import STAGE_NAMES, CheckpointFolder, EpochKeeper
 from cfmvc_scvi.train.history import merge_histories
+from cfmvc_scvi.train.watch import DivergenceWatch
 
 #: What a stage makes anew, and so takes back until it is through.
 _RESET = {
     "vae": {"is_vae_trained_": False, "is_flow_trained_": False, "is_trained_": False, "calibration_": None},
     "flow": {"is_flow_trained_": False, "is_trained_": False},
 }
+#: Precisions of Lightning's trainer in which the weights stay float32.
+_PRECISIONS = {"32", "32-true", "bf16", "bf16-mixed", "16", "16-mixed"}
 
 
 def run_stage(
@@ -60,8 +63,9 @@ def run_stage(
     be written. The networks then hold the weights of the last finished epoch, and the caller raises it after it has
     made the model usable. Where no epoch was finished, the model is as it was before and the error is raised here.
     """
+    _check_precision(trainer_kwargs.get("precision"))
     keeper = EpochKeeper(model, stage, checkpoints, resumed, model.history_)
-    trainer_kwargs["callbacks"] = [keeper, *_adapted(trainer_kwargs.get("callbacks") or [])]
+    trainer_kwargs["callbacks"] = [keeper, DivergenceWatch(stage), *_adapted(trainer_kwargs.get("callbacks") or [])]
     before = {name: getattr(model, name) for name in _RESET[stage]}
     vars(model).update(_RESET[stage])
     if resumed is not None:
@@ -88,6 +92,15 @@ def run_stage(
             _warn_interrupted(stage, keeper.finished_epochs, max_epochs)
             return stopped
     return None
+
+
+def _check_precision(precision: str | int | None) -> None:
+    """Raise for precisions in which the weights themselves would be stored."""
+    if precision is not None and str(precision) not in _PRECISIONS:
+        raise ValueError(
+            f"`precision` is {precision!r}; choose '32-true', 'bf16-mixed' or '16-mixed': weights and likelihood need "
+            "single precision."
+        )
 
 
 def _interruption(error: BaseException, keeper: EpochKeeper) -> BaseException | None:
