@@ -17,6 +17,7 @@ _REASONS = {
     errno.EROFS: "the file system is read-only: choose a folder that can be written to",
     errno.EACCES: "there is no permission to write there: choose a folder that can be written to",
     errno.EPERM: "there is no permission to write there: choose a folder that can be written to",
+    errno.EEXIST: "a part of the path is a file, not a folder: choose another folder",
     errno.ENOTDIR: "a part of the path is a file, not a folder: choose another folder",
 }
 
@@ -71,9 +72,7 @@ def write_error(error: OSError, path: str | os.PathLike, what: str) -> OSError:
     """The same error with a message that says what could not be written, where, why, and what to do."""
     reason = _REASONS.get(error.errno, error.strerror or str(error))
     message = f"Could not write {what} to {os.fspath(path)!r}: {reason}. What was there before is unchanged."
-    clear = type(error)(error.errno, message) if error.errno is not None else OSError(message)
-    clear.filename = None
-    return clear
+    return type(error)(error.errno, message) if error.errno is not None else OSError(message)
 
 
 def file_checksum(path: str | os.PathLike) -> str:
