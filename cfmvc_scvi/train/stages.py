@@ -86,12 +86,13 @@ def run_stage(
                 raise
             keeper.take_back(plan)
             model.to_device(runner.device)
-            if not keeper.finished_epochs:
-                vars(model).update(before)
-                raise stopped from None
-            _warn_interrupted(stage, keeper.finished_epochs, max_epochs)
-            return stopped
-    return None
+        else:
+            return None
+    if not keeper.finished_epochs:
+        vars(model).update(before)
+        raise stopped
+    _warn_interrupted(stage, keeper.finished_epochs, max_epochs)
+    return stopped
 
 
 def _check_precision(precision: str | int | None) -> None:
