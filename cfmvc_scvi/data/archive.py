@@ -55,6 +55,8 @@ def write_archive(
         When the folder cannot be written to; an earlier archive is then as it was.
     """
     folder = Path(folder)
+    for stale in folder.glob(f".{name}-*.safetensors.*.partial"):
+        stale.unlink(missing_ok=True)  # of a process that was killed
     plain, arrays = to_plain(content, what)
     packed = save(arrays or {"none": np.zeros(0)})
     checksum = hashlib.sha256(packed).hexdigest()

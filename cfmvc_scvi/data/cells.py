@@ -18,7 +18,7 @@ from torch import Tensor
 from cfmvc_scvi._constants import CFMVC_KEYS
 from cfmvc_scvi._types import FlowContext
 from cfmvc_scvi.data.counts import check_counts
-from cfmvc_scvi.data.setup import SetupKeys, counts_matrix
+from cfmvc_scvi.data.setup import SetupKeys, counts_matrix, counts_name
 from cfmvc_scvi.data.validate import check_finite_column, check_unique_genes
 
 #: Rows that go through the networks together; see :meth:`CellTable.padded`.
@@ -135,7 +135,9 @@ class CellReader:
             For genes or categories that are missing or unknown, naming them.
         """
         counts = self._align_genes(adata)
-        found = check_counts(counts, "the counts", allow_noncounts=self.keys.allow_noncounts, warn=False)
+        found = check_counts(
+            counts, counts_name(self.keys.layer), allow_noncounts=self.keys.allow_noncounts, warn=False, is_new=False
+        )
         if sparse.issparse(counts):
             counts = counts.tocsr()
         size_factor = self._size_factor(adata)

@@ -37,7 +37,9 @@ class CountSummary:
     n_fractional: int
 
 
-def check_counts(matrix: Any, where: str, *, allow_noncounts: bool = False, warn: bool = True) -> CountSummary:
+def check_counts(
+    matrix: Any, where: str, *, allow_noncounts: bool = False, warn: bool = True, is_new: bool = True
+) -> CountSummary:
     """Raise unless every entry is a finite, non-negative whole number; one pass over the data.
 
     Parameters
@@ -48,6 +50,8 @@ def check_counts(matrix: Any, where: str, *, allow_noncounts: bool = False, warn
         Its name, for messages.
     allow_noncounts
         Let fractional values pass, with a warning (unless ``warn`` is off).
+    is_new
+        Whether the data are to be registered, or read by a model that is there already.
 
     Raises
     ------
@@ -68,10 +72,15 @@ def check_counts(matrix: Any, where: str, *, allow_noncounts: bool = False, warn
     if found.largest == 0:
         raise ValueError(f"{where} is empty: all its values are zero.")
     if found.n_fractional and not allow_noncounts:
+        all_the_same = (
+            "To use these values all the same, pass `allow_noncounts=True` to `setup_anndata`; the likelihood is then "
+            "not that of the data."
+            if is_new
+            else "The model was trained on counts."
+        )
         raise ValueError(
             f"{where} has {found.n_fractional} fractional values: it looks {_guess(found)}. CFMVC needs raw counts: "
-            "where they are in a layer, pass `layer=`. To use these values all the same, pass `allow_noncounts=True` "
-            "to `setup_anndata`; the likelihood is then not that of the data."
+            f"where they are in a layer, pass `layer=` to `setup_anndata`. {all_the_same}"
         )
     if found.n_fractional and warn:
         warnings.warn(

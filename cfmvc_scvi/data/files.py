@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import shutil
@@ -11,15 +12,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from anndata import AnnData
+
 _REASONS = {
     errno.ENOSPC: "the disk is full: free some space or choose another folder",
     errno.EDQUOT: "the disk quota is used up: free some space or choose another folder",
+    errno.EFBIG: "a file may not grow that large there: raise the limit or choose another folder",
     errno.EROFS: "the file system is read-only: choose a folder that can be written to",
     errno.EACCES: "there is no permission to write there: choose a folder that can be written to",
     errno.EPERM: "there is no permission to write there: choose a folder that can be written to",
     errno.EEXIST: "a part of the path is a file, not a folder: choose another folder",
     errno.ENOTDIR: "a part of the path is a file, not a folder: choose another folder",
 }
+
+
+#: Files up to this size are really reserved, larger ones compared with the free space.
+_LARGEST_PROBE = 2**30
 
 
 @contextmanager
@@ -56,6 +64,8 @@ def atomic_write(path: str | os.PathLike, what: str = "the file", *, folder: boo
         raise FileExistsError(f"{path} already exists and is not an empty folder.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for stale in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.partial"):
+            _remove(stale)  # of a process that was killed
         if folder:
             aside.mkdir()
         yield aside
@@ -63,16 +73,67 @@ def atomic_write(path: str | os.PathLike, what: str = "the file", *, folder: boo
         os.replace(aside, path)
         _sync(path.parent)
     except OSError as error:
-        raise write_error(error, path, what) from error
+        clear = write_error(error, path, what)
+        raise clear from (None if clear is error else error)
     finally:
         _remove(aside)
 
 
+def require_space(folder: str | os.PathLike, n_bytes: int, what: str) -> None:
+    """Raise unless a file of that size can be written; for libraries that cannot survive a disk that fills up.
+
+    HDF5 ends the process when a write fails: ask before :meth:`anndata.AnnData.write_h5ad`, with
+    :func:`h5ad_size`.
+
+    Parameters
+    ----------
+    folder
+        Existing folder, or one whose parent exists.
+    n_bytes
+        Size in bytes.
+    what
+        What is going to be written, for the message.
+
+    Raises
+    ------
+    OSError
+        When there is less space, or the folder cannot be written to.
+    """
+    folder = Path(folder)
+    probe = folder / f".{uuid.uuid4().hex}.partial"
+    try:
+        free = shutil.disk_usage(folder).free
+        if free < n_bytes:
+            raise OSError(errno.ENOSPC, f"{n_bytes / 1e6:.1f} MB are needed and {free / 1e6:.1f} MB are free")
+        descriptor = os.open(probe, os.O_CREAT | os.O_WRONLY)
+        try:
+            if n_bytes <= _LARGEST_PROBE and hasattr(os, "posix_fallocate"):  # finds quotas and limits too
+                os.posix_fallocate(descriptor, 0, max(1, n_bytes))
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise write_error(error, folder, what) from error
+    finally:
+        _remove(probe)
+
+
+def h5ad_size(adata: AnnData) -> int:
+    """Upper bound of the size in bytes of an AnnData written without compression."""
+    return int(1.1 * adata.__sizeof__()) + 2_000_000
+
+
 def write_error(error: OSError, path: str | os.PathLike, what: str) -> OSError:
     """The same error with a message that says what could not be written, where, why, and what to do."""
+    if getattr(error, "is_clear", False):  # from a write inside this one
+        return error
     reason = _REASONS.get(error.errno, error.strerror or str(error))
+    if error.errno in _REASONS and error.strerror not in (None, os.strerror(error.errno)):
+        reason += f" ({error.strerror})"
     message = f"Could not write {what} to {os.fspath(path)!r}: {reason}. What was there before is unchanged."
-    return type(error)(error.errno, message) if error.errno is not None else OSError(message)
+    clear = type(error)(error.errno, message) if error.errno is not None else OSError(message)
+    clear.is_clear = True
+    return clear
 
 
 def file_checksum(path: str | os.PathLike) -> str:

@@ -172,6 +172,11 @@ def counts_matrix(adata: AnnData, layer: str | None) -> Any:
     return adata.X if layer is None else adata.layers[layer]
 
 
+def counts_name(layer: str | None) -> str:
+    """Where the counts are, for messages."""
+    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
+
+
 def registered_conditions(
     adata: AnnData, keys: SetupKeys, vocabulary: PerturbationVocabulary
 ) -> tuple[np.ndarray, list[Any]]:

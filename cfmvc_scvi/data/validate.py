@@ -13,7 +13,7 @@ from scvi import settings
 
 from cfmvc_scvi.data.counts import CountSummary, check_counts
 from cfmvc_scvi.data.perturbation import Condition
-from cfmvc_scvi.data.setup import SetupKeys, counts_matrix
+from cfmvc_scvi.data.setup import SetupKeys, counts_matrix, counts_name
 
 #: Texts that a missing value turns into.
 _MISSING_TEXT = ("", "nan", "NaN", "<NA>")
@@ -68,7 +68,7 @@ def validate(adata: AnnData, keys: SetupKeys, *, is_new: bool = True) -> None:
             check_finite_column(adata.obs[key], f"adata.obs[{key!r}]", positive=key == keys.size_factor_key)
     if keys.spatial_key is not None:
         _check_coordinates(adata.obsm[keys.spatial_key], f"adata.obsm[{keys.spatial_key!r}]", is_new)
-    where = "adata.X" if keys.layer is None else f"adata.layers[{keys.layer!r}]"
+    where = counts_name(keys.layer)
     if keys.layer is None and adata.X is None:
         raise TypeError(f"adata.X is None: pass `layer=`, one of {list(adata.layers)}, that holds the counts.")
     counts = check_counts(counts_matrix(adata, keys.layer), where, allow_noncounts=keys.allow_noncounts, warn=is_new)

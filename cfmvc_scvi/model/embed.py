@@ -38,7 +38,6 @@ class EmbeddingMixin(RNASeqMixin, VAEMixin):
 
     get_elbo = _forgetting("get_elbo")
     get_reconstruction_error = _forgetting("get_reconstruction_error")
-    get_marginal_ll = _forgetting("get_marginal_ll")
     get_normalized_expression = _forgetting("get_normalized_expression")
     get_likelihood_parameters = _forgetting("get_likelihood_parameters")
     get_latent_library_size = _forgetting("get_latent_library_size")

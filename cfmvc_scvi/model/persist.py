@@ -15,7 +15,7 @@ from scvi.model.base import BaseModelClass
 
 from cfmvc_scvi._compat import parse_device, read_pickled_model
 from cfmvc_scvi.data.archive import ArchiveError, archive_exists, check_file, read_archive, read_head, write_archive
-from cfmvc_scvi.data.files import atomic_write
+from cfmvc_scvi.data.files import atomic_write, h5ad_size, require_space
 
 _ARCHIVE, _PICKLE, _DATA = "model", "model.pt", "adata.h5ad"
 
@@ -85,6 +85,7 @@ class PersistenceMixin:
         attached = ()
         if save_anndata:
             attached = (f"{prefix}{_DATA}",)
+            require_space(folder, h5ad_size(self.adata), "the AnnData")
             with atomic_write(folder / attached[0], "the AnnData") as aside:
                 self.adata.write_h5ad(aside, **anndata_write_kwargs)
         write_archive(folder, f"{prefix}{_ARCHIVE}", content, "the model", attached)
