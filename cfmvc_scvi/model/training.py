@@ -25,7 +25,13 @@ _INIT_CELLS = 20_000
 _VAE_STEPS, _FLOW_STEPS, _FLOW_STEPS_EACH = 900, 700, 20
 #: What may differ between a run and its continuation.
 _NOT_OF_A_RUN = {"self", "checkpoints", "checkpoint_dir", "resume", "accelerator", "devices", "callbacks", "logger"}
-_NOT_OF_A_RUN |= {"enable_progress_bar", "simple_progress_bar", "progress_bar_refresh_rate", "log_save_dir"}
+_NOT_OF_A_RUN |= {
+    "enable_progress_bar",
+    "simple_progress_bar",
+    "progress_bar_refresh_rate",
+    "log_save_dir",
+    "data_on_device",
+}
 
 
 class TrainingMixin:
