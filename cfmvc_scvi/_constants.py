@@ -58,5 +58,8 @@ CONTROL_NAMES: Final[tuple[str, ...]] = (
     "mock",
 )
 
+#: What a cell without any perturbation is called where perturbations are given as a presence matrix.
+NO_PERTURBATION: Final = "control"
+
 #: Log-variances of both latents are kept inside these bounds (the reference's own).
 LOGVAR_BOUNDS: Final[tuple[float, float]] = (-10.0, 10.0)

@@ -1,4 +1,4 @@
-"""Data: simulated screens with known counterfactuals, and loaders of public data sets."""
+"""Data: simulated screens with known counterfactuals, loaders of public data sets, vectors of perturbations."""
 
 from cfmvc_scvi.data.datasets import (
     cao2018,
@@ -9,16 +9,21 @@ from cfmvc_scvi.data.datasets import (
     tian2019_cellbench,
     wang2018_starmap,
 )
+from cfmvc_scvi.data.embeddings import coexpression_embedding, gene_loadings, onehot_embedding, smiles_fingerprints
 from cfmvc_scvi.data.simulate import counterfactual_mean, simulate_perturbation
 
 __all__ = [
     "cao2018",
+    "coexpression_embedding",
     "counterfactual_mean",
     "gasperini2019",
+    "gene_loadings",
     "kang2018",
     "moffitt2018_merfish",
+    "onehot_embedding",
     "papalexi2021",
     "simulate_perturbation",
+    "smiles_fingerprints",
     "tian2019_cellbench",
     "wang2018_starmap",
 ]

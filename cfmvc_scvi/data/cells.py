@@ -117,7 +117,7 @@ class CellReader:
         spatial = field_registries.get(CFMVC_KEYS.SPATIAL_KEY, {}).get("summary_stats", {})
         self._n_spatial = spatial.get(f"n_{CFMVC_KEYS.SPATIAL_KEY}", 0)
 
-    def read(self, adata: AnnData, *, batch: str | None = None) -> CellTable:
+    def read(self, adata: AnnData, *, batch: str | None = None, allow_unknown: bool = False) -> CellTable:
         """Cells of an AnnData.
 
         Parameters
@@ -126,6 +126,8 @@ class CellReader:
             Any AnnData with the model's genes, in any order.
         batch
             Batch to assume where the AnnData has no batch column.
+        allow_unknown
+            Code cell types that were not in training, or are not given, as -1 instead of refusing them.
 
         Raises
         ------
@@ -145,7 +147,7 @@ class CellReader:
         return CellTable(
             counts=counts,
             obs=adata.obs,
-            context=self._context(adata, batch),
+            context=self._context(adata, batch, allow_unknown),
             library=np.maximum(library, 1.0).astype(np.float32),
             has_size_factor=size_factor is not None,
         )
@@ -165,16 +167,23 @@ class CellReader:
             )
         return matrix[:, columns]
 
-    def _context(self, adata: AnnData, batch: str | None) -> FlowContext:
+    def _context(self, adata: AnnData, batch: str | None, allow_unknown: bool) -> FlowContext:
         codes = [
             self._codes(adata, self.keys.batch_key, self._batches, "batch", default=batch),
-            self._codes(adata, self.keys.labels_key, self._labels, "cell type"),
+            self._codes(adata, self.keys.labels_key, self._labels, "cell type", allow_unknown=allow_unknown),
         ]
         codes += [self._codes(adata, key, levels, "covariate") for key, levels in self._covariates.items()]
         return FlowContext(torch.as_tensor(np.stack(codes, axis=1)), self._continuous(adata), self._spatial(adata))
 
     def _codes(
-        self, adata: AnnData, key: str | None, levels: Sequence[str], what: str, default: str | None = None
+        self,
+        adata: AnnData,
+        key: str | None,
+        levels: Sequence[str],
+        what: str,
+        *,
+        default: str | None = None,
+        allow_unknown: bool = False,
     ) -> np.ndarray:
         if key is None:
             return np.zeros(adata.n_obs, dtype=np.int64)
@@ -189,14 +198,16 @@ class CellReader:
             values = adata.obs[key].astype(str).to_numpy()
         elif default is not None:
             values = np.full(adata.n_obs, str(default))
+        elif allow_unknown:
+            return np.full(adata.n_obs, -1, dtype=np.int64)
         else:
             raise KeyError(
                 f"The model needs the {what} of every cell, but {key!r} is not in adata.obs. There is: "
-                f"{list(adata.obs.columns)}. Add the column, with levels of {names[:20]}."
+                f"{list(adata.obs.columns)}. Add the column, with levels of {names[:20]}.{_nearest_hint(what)}"
             )
         found = pd.Index(names).get_indexer(values)
         unknown = sorted(set(values[found < 0]))
-        if unknown:
+        if unknown and not allow_unknown:
             raise ValueError(unknown_level_message(what, f"adata.obs[{key!r}]", unknown, names))
         return found.astype(np.int64)
 
@@ -248,4 +259,11 @@ def unknown_level_message(what: str, where: str, unknown: Sequence[str], known: 
     return (
         f"{where} has {len(unknown)} {what} level(s) the model was not trained with: {list(unknown)[:10]}.{hint} "
         f"Known: {list(known)[:30]}. Rename them to known levels, or train with control cells of the new ones."
+        f"{_nearest_hint(what)}"
     )
+
+
+def _nearest_hint(what: str) -> str:
+    if what != "cell type":
+        return ""
+    return " `predict_perturbation(..., unknown_labels='nearest')` treats such cells as the most similar known type."

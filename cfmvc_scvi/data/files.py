@@ -64,19 +64,24 @@ def atomic_write(path: str | os.PathLike, what: str = "the file", *, folder: boo
         raise FileExistsError(f"{path} already exists and is not an empty folder.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for stale in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.partial"):
-            _remove(stale)  # of a process that was killed
+        remove_partial(path)
         if folder:
             aside.mkdir()
         yield aside
-        _sync_tree(aside)
+        sync_tree(aside)
         os.replace(aside, path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         clear = write_error(error, path, what)
         raise clear from (None if clear is error else error)
     finally:
-        _remove(aside)
+        remove(aside)
+
+
+def remove_partial(path: Path) -> None:
+    """Remove what processes that were killed have written aside for a path."""
+    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        remove(stale)
 
 
 def require_space(folder: str | os.PathLike, n_bytes: int, what: str) -> None:
@@ -115,7 +120,7 @@ def require_space(folder: str | os.PathLike, n_bytes: int, what: str) -> None:
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
             raise write_error(error, folder, what) from error
     finally:
-        _remove(probe)
+        remove(probe)
 
 
 def h5ad_size(adata: AnnData) -> int:
@@ -142,14 +147,15 @@ def file_checksum(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync_tree(path: Path) -> None:
+def sync_tree(path: Path) -> None:
+    """Have the operating system write a file, or a folder with all it holds, to the disk."""
     if path.is_dir():
         for child in path.rglob("*"):
-            _sync(child)
-    _sync(path)
+            sync(child)
+    sync(path)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have the operating system write a file or a folder's entries to the disk."""
     if path.is_dir() and os.name == "nt":  # folders cannot be opened there
         return
@@ -160,7 +166,7 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Remove what was written aside, if it is still there."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)

@@ -12,6 +12,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from cfmvc_scvi._types import CellSplit, FlowBatch, FlowContext
+from cfmvc_scvi.data.strata import MIN_CONTROLS, strata
 from cfmvc_scvi.flow import Coupling
 
 
@@ -47,8 +48,9 @@ class PairLoader:
     """Batches of paired source and target latents; every pass draws and pairs anew.
 
     Targets are all cells of the rows given, so every condition counts in proportion to its cells. A perturbed
-    cell is paired with a control cell of its own cell type (of any type where its own has none), or with
-    noise; a control cell with itself, or with noise.
+    cell is paired with a control cell of its own cell type, batch and further categorical covariates (of its cell
+    type alone where those are fewer than :data:`~cfmvc_scvi.data.strata.MIN_CONTROLS`, of any type where its own
+    has none), or with noise; a control cell with itself, or with noise.
 
     Parameters
     ----------
@@ -163,21 +165,29 @@ class LatentDataModule(LightningDataModule):
 def _group_rows(
     data: LatentData, rows: np.ndarray, spare_controls: np.ndarray | None, *, need_controls: bool
 ) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    """Target rows by condition and cell type, with the rows of their controls; ``None`` for control targets."""
-    labels = data.context.labels.numpy()[rows]
-    condition = data.condition[rows]
-    pool = rows[condition == 0]
+    """Target rows by condition, cell type and stratum, with the rows of their controls; ``None`` for control targets.
+
+    Cells whose stratum has too few controls of their cell type form one group, with all controls of the cell type.
+    """
+    labels, stratum, condition = data.context.labels.numpy(), strata(data.context), data.condition
+    pool = rows[condition[rows] == 0]
     if not len(pool) and spare_controls is not None:
         pool = spare_controls
-    pool_labels = data.context.labels.numpy()[pool]
     groups: list[tuple[np.ndarray, np.ndarray | None]] = []
-    for code, label in sorted(set(zip(condition.tolist(), labels.tolist(), strict=True))):
-        targets = rows[(condition == code) & (labels == label)]
+    for code, label in sorted(set(zip(condition[rows].tolist(), labels[rows].tolist(), strict=True))):
+        targets = rows[(condition[rows] == code) & (labels[rows] == label)]
         if code == 0:
             groups.append((targets, None))
             continue
-        controls = pool[pool_labels == label]
-        sources = controls if len(controls) else pool
-        if len(sources) or not need_controls:
-            groups.append((targets, sources))
+        own = pool[labels[pool] == label]
+        rest = np.ones(len(targets), dtype=bool)
+        for s in np.unique(stratum[targets]):
+            sources = own[stratum[own] == s]
+            if len(sources) >= MIN_CONTROLS:
+                here = stratum[targets] == s
+                groups.append((targets[here], sources))
+                rest &= ~here
+        sources = own if len(own) else pool
+        if rest.any() and (len(sources) or not need_controls):
+            groups.append((targets[rest], sources))
     return groups

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cfmvc_scvi._constants import CONTROL_NAMES
+from cfmvc_scvi.data.dose import HillCurve
+from cfmvc_scvi.data.labels import split_label
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,11 @@ class UnknownPerturbationError(ValueError):
 class PerturbationVocabulary:
     r"""The perturbations of a data set and the vector :math:`p` of every condition.
 
-    .. math:: p = \sum_{k \in \text{members}} \frac{\text{dose}_k}{\text{reference dose}_k} \, e_k
+    .. math:: p = \sum_{k \in \text{members}} r_k(\text{dose}_k) \, e_k
 
     with :math:`e_k` the unit vector of perturbation :math:`k`, or its row of the embedding divided by the
-    mean norm of the embedding. Control is the zero vector, and so is dose 0.
+    mean norm of the embedding, and :math:`r_k` its dose response, 1 at the reference dose: the curve learned in
+    training, before that the dose divided by the reference dose. Control is the zero vector, and so is dose 0.
 
     Parameters
     ----------
@@ -66,6 +68,8 @@ class PerturbationVocabulary:
         Vector per perturbation, seen or not; ``None`` for one-hot vectors.
     reference_dose
         Dose per perturbation at which its vector has weight 1; missing ones have 1.0.
+    dose_response
+        Parameters of the :class:`~cfmvc_scvi.data.dose.HillCurve` of every perturbation, as trained.
     """
 
     def __init__(
@@ -75,12 +79,15 @@ class PerturbationVocabulary:
         combination_delimiter: str | None = None,
         embedding: Mapping[str, np.ndarray] | None = None,
         reference_dose: Mapping[str, float] | None = None,
+        dose_response: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         self.control_group = tuple(control_group)
         self.names = tuple(names)
         self.combination_delimiter = combination_delimiter
         self.reference_dose = dict(reference_dose or {})
+        self._curves = {name: HillCurve(**curve) for name, curve in (dose_response or {}).items()}
         self.has_embedding = embedding is not None
+        self._rank = {name: i for i, name in enumerate(self.names)}
         self._vectors = _unit_vectors(self.names) if embedding is None else _scaled(embedding)
         missing = [name for name in self.names if name not in self._vectors]
         if missing:
@@ -90,9 +97,11 @@ class PerturbationVocabulary:
             )
 
     @classmethod
-    def from_registry(cls, state: Mapping[str, Any]) -> PerturbationVocabulary:
+    def from_registry(
+        cls, state: Mapping[str, Any], dose_response: Mapping[str, Mapping[str, float]] | None = None
+    ) -> PerturbationVocabulary:
         """Vocabulary of a saved state, the counterpart of :meth:`to_registry`."""
-        return cls(**{key: state[key] for key in _STATE_KEYS})
+        return cls(**{key: state[key] for key in _STATE_KEYS}, dose_response=dose_response)
 
     def to_registry(self, embedding: Mapping[str, np.ndarray] | None) -> dict[str, Any]:
         """Plain containers that :meth:`from_registry` reads back."""
@@ -166,12 +175,40 @@ class PerturbationVocabulary:
         UnknownPerturbationError
             Naming the perturbation, its close matches and the known ones.
         """
+        return self.encode_members(conditions).sum(axis=1)
+
+    def encode_members(self, conditions: Iterable[Condition]) -> np.ndarray:
+        """Weighted vectors of the members of the conditions, shape (n, most members, n_features), float32.
+
+        Rows beyond the members of a condition are zero. The members are in the order of the vocabulary, so that sums
+        over them have the same bits however the label was written and whatever the names are.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            Naming the perturbation, its close matches and the known ones.
+        """
         conditions = list(conditions)
-        out = np.zeros((len(conditions), self.n_features), dtype=np.float32)
-        for row, condition in zip(out, conditions, strict=True):
-            for member, dose in zip(condition.members, condition.doses, strict=True):
-                row += np.float32(dose / self.reference_dose.get(member, 1.0)) * self._vector(member)
+        most = max((len(condition.members) for condition in conditions), default=0)
+        out = np.zeros((len(conditions), max(most, 1), self.n_features), dtype=np.float32)
+        for rows, condition in zip(out, conditions, strict=True):
+            for row, (member, dose) in zip(rows, self._in_order(condition), strict=False):
+                row += np.float32(self.response(member, dose)) * self._vector(member)
         return out
+
+    def stream_key(self, condition: Condition) -> tuple[tuple[int | str, float], ...]:
+        """What random draws for a condition depend on: positions in the vocabulary (names beyond it) and doses."""
+        return tuple((self._rank.get(member, member), dose) for member, dose in self._in_order(condition))
+
+    def _in_order(self, condition: Condition) -> list[tuple[str, float]]:
+        members = zip(condition.members, condition.doses, strict=True)
+        return sorted(members, key=lambda pair: (self._rank.get(pair[0], len(self._rank)), pair[0]))
+
+    def response(self, name: str, dose: float) -> float:
+        """Response of a perturbation to a dose, 1 at its reference dose."""
+        if name in self._curves:
+            return self._curves[name](dose)
+        return dose / self.reference_dose.get(name, 1.0)
 
     def _vector(self, name: str) -> np.ndarray:
         if name in self._vectors:
@@ -187,48 +224,6 @@ class PerturbationVocabulary:
 
 
 _STATE_KEYS = ("control_group", "names", "combination_delimiter", "embedding", "reference_dose")
-
-
-def split_label(label: str, delimiter: str | None, control_group: Sequence[str] = ()) -> list[str]:
-    """Members of a label; the label itself without a delimiter.
-
-    A label that is a control name is never split, even where it holds the delimiter.
-    """
-    if delimiter is None or label in control_group:
-        return [label]
-    members = [member.strip() for member in label.split(delimiter)]
-    if any(not member for member in members):
-        raise ValueError(
-            f"Perturbation label {label!r} has an empty member when split at `combination_delimiter` {delimiter!r}."
-        )
-    return members
-
-
-def find_control_group(levels: Sequence[str], control_group: str | Sequence[str] | None) -> list[str]:
-    """Control levels of the perturbation column: those given, or the one with a usual name.
-
-    Raises
-    ------
-    ValueError
-        When a given level does not exist, or none or several levels have a usual control name.
-    """
-    if control_group is not None:
-        wanted = [str(level) for level in ([control_group] if np.isscalar(control_group) else control_group)]
-        missing = [level for level in wanted if level not in levels]
-        if missing or not wanted:
-            close = [m for level in missing for m in difflib.get_close_matches(level, levels, n=2)]
-            raise ValueError(
-                f"`control_group` {missing or wanted} is not a level of the perturbation column."
-                f"{f' Close matches: {close}.' if close else ''} Levels: {_shorten(levels)}."
-            )
-        return wanted
-    usual = [level for level in levels if level.lower() in CONTROL_NAMES]
-    if len(usual) == 1:
-        return usual
-    found = f"several levels look like one: {usual}" if usual else "none of the levels has a usual control name"
-    raise ValueError(
-        f"Which perturbation is the control? {found}. Pass `control_group=` one (or a list) of {_shorten(levels)}."
-    )
 
 
 def cell_conditions(
@@ -283,8 +278,3 @@ def _scaled(embedding: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     norms = [np.linalg.norm(vector) for vector in embedding.values()]
     scale = float(np.mean(norms)) or 1.0
     return {name: (np.asarray(vector) / scale).astype(np.float32) for name, vector in embedding.items()}
-
-
-def _shorten(levels: Sequence[str], most: int = 30) -> str:
-    shown = ", ".join(repr(level) for level in levels[:most])
-    return f"[{shown}{', ...' if len(levels) > most else ''}]"

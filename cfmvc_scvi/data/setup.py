@@ -12,25 +12,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scvi import REGISTRY_KEYS, settings
-from scvi.data.fields import (
-    BaseAnnDataField,
-    CategoricalJointObsField,
-    CategoricalObsField,
-    LayerField,
-    NumericalJointObsField,
-    NumericalObsField,
-    ObsmField,
-)
+from scvi import settings
 
-from cfmvc_scvi._constants import AUTO, CFMVC_KEYS, CONVENTIONAL_OBS, CONVENTIONAL_OBSM
-from cfmvc_scvi.data.perturbation import (
-    PerturbationVocabulary,
-    cell_conditions,
+from cfmvc_scvi._constants import AUTO, CONVENTIONAL_OBS, CONVENTIONAL_OBSM
+from cfmvc_scvi.data.labels import (
     find_control_group,
-    read_embedding,
+    presence_controls,
+    presence_delimiter,
+    presence_labels,
     split_label,
 )
+from cfmvc_scvi.data.perturbation import PerturbationVocabulary, cell_conditions, read_embedding
 
 logger = logging.getLogger(__name__)
 
@@ -54,24 +46,6 @@ class SetupKeys:
     allow_noncounts: bool = False
 
 
-class PerturbationField(CategoricalObsField):
-    """Perturbation labels, with the vocabulary kept in the registry so that it is saved with the model."""
-
-    def __init__(self, keys: SetupKeys, source: Mapping[str, Any] | None = None) -> None:
-        super().__init__(CFMVC_KEYS.PERTURBATION_KEY, keys.perturbation_key)
-        self._keys = keys
-        self._source = source
-
-    def register_field(self, adata: AnnData) -> dict:
-        """Categories of scvi-tools' field plus the vocabulary."""
-        return super().register_field(adata) | {"vocabulary": build_vocabulary(adata, self._keys)}
-
-    def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs) -> dict:
-        """Keep the vocabulary of the source."""
-        state = super().transfer_field(state_registry, adata_target, **kwargs)
-        return state | {"vocabulary": state_registry["vocabulary"]}
-
-
 def resolve_keys(
     adata: AnnData,
     *,
@@ -85,19 +59,11 @@ def resolve_keys(
 
     With ``from_registry`` the arguments are those of a saved model, whose control and embedding new data may lack.
     """
-    batch_key, labels_key, perturbation_key = (
-        _resolve(argument, key, adata.obs.columns, CONVENTIONAL_OBS, "adata.obs")
-        for argument, key in (
-            ("batch_key", keys["batch_key"]),
-            ("labels_key", keys["labels_key"]),
-            ("perturbation_key", perturbation_key),
-        )
+    batch_key, labels_key = (
+        _resolve(argument, keys[argument], adata.obs.columns, CONVENTIONAL_OBS, "adata.obs")
+        for argument in ("batch_key", "labels_key")
     )
-    if perturbation_key is None:
-        raise ValueError(
-            "CFMVC needs to know what was done to each cell: pass `perturbation_key=`, a column of adata.obs. "
-            f"There is: {list(adata.obs.columns)}."
-        )
+    perturbation_key = _resolve_perturbation(adata, perturbation_key)
     spatial_key = _resolve("spatial_key", keys["spatial_key"], adata.obsm.keys(), CONVENTIONAL_OBSM, "adata.obsm")
     for argument in ("dosage_key", "size_factor_key"):
         _require(argument, keys[argument], adata.obs.columns, "adata.obs")
@@ -107,54 +73,63 @@ def resolve_keys(
     _require("layer", layer, adata.layers.keys(), "adata.layers")
     if not from_registry:
         _require("perturbation_embedding_key", keys["perturbation_embedding_key"], adata.uns.keys(), "adata.uns")
-    levels = sorted(adata.obs[perturbation_key].dropna().astype(str).unique())
+    delimiter = keys["combination_delimiter"]
+    if has_presence_matrix(adata, perturbation_key):
+        table = adata.obsm[perturbation_key]
+        delimiter = presence_delimiter(table, perturbation_key, delimiter)
+        controls = presence_controls(table, perturbation_key, control_group)
+    else:
+        levels = sorted(adata.obs[perturbation_key].dropna().astype(str).unique())
+        controls = list(control_group) if from_registry else find_control_group(levels, control_group)
+    resolved = {"batch_key": batch_key, "labels_key": labels_key, "spatial_key": spatial_key}
     found = SetupKeys(
         layer=layer,
         perturbation_key=perturbation_key,
-        control_group=list(control_group) if from_registry else find_control_group(levels, control_group),
-        **(keys | {"batch_key": batch_key, "labels_key": labels_key, "spatial_key": spatial_key}),
+        control_group=controls,
+        **(keys | resolved | {"combination_delimiter": delimiter}),
     )
     _log_choices(found)
     return found
 
 
-def make_fields(keys: SetupKeys) -> list[BaseAnnDataField]:
-    """The scvi-tools fields of a registration."""
-    fields: list[BaseAnnDataField] = [
-        LayerField(REGISTRY_KEYS.X_KEY, keys.layer, is_count_data=True),
-        CategoricalObsField(REGISTRY_KEYS.BATCH_KEY, keys.batch_key),
-        CategoricalObsField(REGISTRY_KEYS.LABELS_KEY, keys.labels_key),
-        PerturbationField(keys),
-        CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, keys.categorical_covariate_keys),
-        NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, keys.continuous_covariate_keys),
-        NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, keys.size_factor_key, required=False),
-    ]
-    if keys.spatial_key is not None:
-        fields.append(ObsmField(CFMVC_KEYS.SPATIAL_KEY, keys.spatial_key))
-    return fields
-
-
 def build_vocabulary(adata: AnnData, keys: SetupKeys) -> dict[str, Any]:
     """State of the :class:`PerturbationVocabulary` of an AnnData."""
-    levels = sorted(adata.obs[keys.perturbation_key].astype(str).unique())
-    members = {m for level in levels for m in split_label(level, keys.combination_delimiter, keys.control_group)} - set(
-        keys.control_group
-    )
+    labels = perturbation_labels(adata, keys)
+    levels = pd.unique(labels)
+    found = [m for level in levels for m in split_label(level, keys.combination_delimiter, keys.control_group)]
+    members = [name for name in dict.fromkeys(found) if name not in keys.control_group]
     if not members:
         warnings.warn(
-            f"adata.obs[{keys.perturbation_key!r}] holds only control cells ({keys.control_group}): the VAE can be "
+            f"{keys.perturbation_key!r} holds only control cells ({keys.control_group}): the VAE can be "
             "trained with `train_vae()`, but there is no perturbation for the flow to learn.",
             UserWarning,
             stacklevel=settings.warnings_stacklevel,
         )
     embedding_key = keys.perturbation_embedding_key
     embedding = None if embedding_key is None else read_embedding(adata.uns[embedding_key], embedding_key)
-    vocabulary = PerturbationVocabulary(keys.control_group, sorted(members), keys.combination_delimiter, embedding)
+    vocabulary = PerturbationVocabulary(keys.control_group, members, keys.combination_delimiter, embedding)
     dosage = cell_dosage(adata, keys.dosage_key)
     if dosage is not None:
-        labels = adata.obs[keys.perturbation_key].astype(str).to_numpy()
         vocabulary.reference_dose = _largest_doses(vocabulary, labels, dosage)
     return vocabulary.to_registry(embedding)
+
+
+def has_presence_matrix(adata: AnnData, perturbation_key: str) -> bool:
+    """Whether the perturbations are a matrix in ``obsm`` rather than a column of ``obs``."""
+    return perturbation_key not in adata.obs and perturbation_key in adata.obsm
+
+
+def perturbation_labels(adata: AnnData, keys: SetupKeys) -> np.ndarray:
+    """Perturbation label of every cell, shape (n_cells,), strings."""
+    if has_presence_matrix(adata, keys.perturbation_key):
+        table = adata.obsm[keys.perturbation_key]
+        return presence_labels(table, keys.perturbation_key, keys.combination_delimiter)
+    return adata.obs[keys.perturbation_key].astype(str).to_numpy(dtype=object)
+
+
+def control_cells(adata: AnnData, keys: SetupKeys, vocabulary: PerturbationVocabulary) -> np.ndarray:
+    """Which cells are unperturbed, also by a dose of 0; booleans, shape (n_cells,)."""
+    return registered_conditions(adata, keys, vocabulary)[0] == 0
 
 
 def cell_dosage(adata: AnnData, dosage_key: str | None) -> np.ndarray | None:
@@ -181,14 +156,27 @@ def registered_conditions(
     adata: AnnData, keys: SetupKeys, vocabulary: PerturbationVocabulary
 ) -> tuple[np.ndarray, list[Any]]:
     """Condition index of every cell and the conditions; see :func:`cell_conditions`."""
-    labels = adata.obs[keys.perturbation_key].astype(str).to_numpy()
-    return cell_conditions(vocabulary, labels, cell_dosage(adata, keys.dosage_key))
+    return cell_conditions(vocabulary, perturbation_labels(adata, keys), cell_dosage(adata, keys.dosage_key))
 
 
 def _resolve(argument: str, key: Any, available: Iterable[str], names: Mapping[str, str], where: str) -> str | None:
     if key is AUTO:
         return names[argument] if names[argument] in available else None
     _require(argument, key, available, where)
+    return key
+
+
+def _resolve_perturbation(adata: AnnData, key: Any) -> str:
+    """The column of ``obs`` or the matrix in ``obsm`` that says what was done to each cell."""
+    if key is AUTO:
+        key = CONVENTIONAL_OBS["perturbation_key"] if CONVENTIONAL_OBS["perturbation_key"] in adata.obs else None
+    if key is None:
+        raise ValueError(
+            "CFMVC needs to know what was done to each cell: pass `perturbation_key=`, a column of adata.obs, or a "
+            f"presence matrix in adata.obsm. There is: {list(adata.obs.columns)} in obs, {list(adata.obsm)} in obsm."
+        )
+    if not has_presence_matrix(adata, key):
+        _require("perturbation_key", key, [*adata.obs.columns, *adata.obsm.keys()], "adata.obs, nor in adata.obsm")
     return key
 
 

@@ -164,13 +164,8 @@ def _warn_of_names(adata: AnnData) -> None:
 def _warn_of_levels(adata: AnnData, keys: Iterable[str]) -> None:
     for key in keys:
         column, where = adata.obs[key], f"adata.obs[{key!r}]"
-        counts = column.value_counts()
-        unused, single = counts.index[counts == 0], counts.index[counts == 1]
-        if len(unused):
-            _warn(
-                f"{where} has {len(unused)} levels without cells: {_some(unused)}. The model gets a place for them "
-                f"that is never trained: call `{where} = {where}.cat.remove_unused_categories()` first."
-            )
+        counts = column.astype(str).value_counts()
+        single = counts.index[counts == 1]
         if len(counts) > max(20, len(column) // 2):
             _warn(
                 f"{where} has {len(counts)} levels for {len(column)} cells: it looks like a measurement or a name "

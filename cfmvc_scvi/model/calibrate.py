@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +13,19 @@ from torch import Tensor
 
 from cfmvc_scvi._types import FlowContext
 from cfmvc_scvi.data.cells import CellTable
+from cfmvc_scvi.data.dose import effects_of_doses, fit_dose_response
 from cfmvc_scvi.data.perturbation import Condition
 from cfmvc_scvi.model.change import lognorm_expression
 from cfmvc_scvi.model.latents import LatentCache
+from cfmvc_scvi.model.populations import Populations
+from cfmvc_scvi.module.cfmvc_module import BaseFlow
 from cfmvc_scvi.module.effect_gp import EffectGP, MeanEffects
 from cfmvc_scvi.module.likelihood import expected_lognorm
 
-#: Control cells per cell type that stand for it, and perturbed cells that make a population.
-_REFERENCES, _MIN_CELLS = 128, 9
+#: Control cells per cell type that stand for it.
+_REFERENCES = 128
+#: Corrections kept between calls.
+_MOST_REMEMBERED = 1000
 #: Weight of the gene-space process against the latent path.
 GP_WEIGHT = 0.5
 
@@ -59,21 +65,41 @@ class CalibrationMixin:
     cells changes by what was seen in the training populations.
     """
 
-    def _calibrate(self, cache: LatentCache) -> None:
+    def _calibrate(self, cache: LatentCache, populations: Populations) -> None:
         """Learn from the training cells, and keep control cells that stand for their cell types."""
-        rows = np.sort(np.r_[self._split.train, self._split.validation])
-        populations = Populations.of(cache, rows, len(self.cell_types))
-        effects = populations.effects()
+        members = self.vocabulary.encode_members(cache.conditions)[populations.condition]
         rng = np.random.default_rng(self._seed)
+        rows = self._fitted_rows()
         self.calibration_ = {
             "profiles": populations.mean0.astype(np.float32),
             "variance": populations.spread0.astype(np.float32),
             "highest": _highest(cache.cells, rows),
-            "gp": None if effects is None else EffectGP(populations.mean0).fit(effects).to_dict(),
-            "spread_effect": populations.spread_effect(),
-            "reference": _reference(cache, [_sample(cells, rng) for cells in populations.control]),
+            "gp": self._fit_process(populations, members),
+            "spread_effect": populations.spread_effect(members.sum(axis=1)),
+            "reference": _stored_reference(cache, [_sample(cells, rng) for cells in populations.control]),
         }
-        self._calibration_cache: dict[Any, tuple[np.ndarray, ...]] = {}
+        self._calibration_cache: dict[Any, Any] = {}
+
+    @staticmethod
+    def _fit_process(populations: Populations, members: np.ndarray) -> dict[str, Any] | None:
+        """State of the process over the populations; ``None`` when no population is large enough."""
+        if not len(populations):
+            return None
+        data = MeanEffects(populations.effect, populations.variance, members, populations.label)
+        return EffectGP(populations.mean0).fit(data).to_dict()
+
+    def _fitted_rows(self) -> np.ndarray:
+        """Rows of the training and validation cells."""
+        return np.sort(np.r_[self._split.train, self._split.validation])
+
+    def _fit_doses(self, cache: LatentCache, populations: Populations) -> None:
+        """Learn the response to doses from the populations, before anything is trained on it."""
+        if self.setup_keys.dosage_key is None:
+            return
+        keys = [cache.conditions[code].key for code in populations.condition]
+        effects = effects_of_doses(keys, populations.label, populations.effect, populations.variance)
+        curves = fit_dose_response(effects, self.vocabulary.reference_dose)
+        self.dose_response_ = {name: curve.to_dict() for name, curve in curves.items()}
 
     def _calibration(self, condition: Condition, labels: np.ndarray, call: Any, *, rates: bool) -> GeneCalibration:
         """Corrections of a condition for the cell types at hand; other cell types stay neutral.
@@ -85,116 +111,92 @@ class CalibrationMixin:
             return result
         for label in np.unique(labels):
             key = (condition.key, int(label), call.solver_key, rates)
-            cache = self.__dict__.setdefault("_calibration_cache", {})
-            if key not in cache:
-                cache[key] = self._calibrate_condition(condition, int(label), call, rates)
-            result.lognorm[label], result.scale[label], result.log_ratio[label] = cache[key]
+            found = self._remembered(key, lambda: self._calibrate_condition(condition, int(label), call, rates))  # noqa: B023
+            result.lognorm[label], result.scale[label], result.log_ratio[label] = found
         return result
+
+    def _remembered(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """Value of an earlier call with this key since the last training, or a new one."""
+        cache = self.__dict__.setdefault("_calibration_cache", {})
+        if key not in cache:
+            if len(cache) >= _MOST_REMEMBERED:
+                cache.clear()
+            cache[key] = compute()
+        return cache[key]
 
     @torch.inference_mode()
     def _calibrate_condition(self, condition: Condition, label: int, call: Any, rates: bool) -> tuple[np.ndarray, ...]:
         """Corrections (n_genes,) of a condition in a cell type, from the cells that stand for it."""
-        saved = self.calibration_
-        reference = saved["reference"][label]
-        p = self.vocabulary.encode([condition])[0]
-        before, after = self._reference_shares(reference, p, call)
-        library, theta = reference["library"], self._theta()
-        level0 = expected_lognorm(np.exp(before) * library[:, None], theta, library).mean(axis=0)
-        level1 = expected_lognorm(np.exp(after) * library[:, None], theta, library).mean(axis=0)
-        effect = level1 - level0
+        saved, theta = self.calibration_, self._theta()
+        cells = self._reference_cells(label, call)
+        members = self.vocabulary.encode_members([condition])[0]
+        p = members.sum(axis=0)
+        vectors = torch.from_numpy(p).expand(len(cells.z), -1).to(self._device)
+        moved = self.module.transport(cells.z, vectors, cells.context, call.solver, cells.flow)
+        after = self.module.decoder(moved, cells.technical).cpu().numpy()
+        level1 = expected_lognorm(np.exp(after) * cells.library[:, None], theta, cells.library).mean(axis=0)
+        effect = level1 - cells.level
         if saved["gp"] is not None:
-            effect = (1.0 - GP_WEIGHT) * effect + GP_WEIGHT * EffectGP.from_dict(saved["gp"]).predict(p, label)
+            effect = (1.0 - GP_WEIGHT) * effect + GP_WEIGHT * EffectGP.from_dict(saved["gp"]).predict(members, label)
         profile = saved["profiles"][label]
         effect = np.maximum(effect, -profile)
         scale = _spread_factor(saved["variance"][label], p @ saved["spread_effect"])
-        decoded = np.log1p(1e4 * np.exp(after)) - np.log1p(1e4 * np.exp(before))
-        y = lognorm_expression(reference["counts"].toarray(), library)
-        moved = y + decoded + (scale - 1.0) * (y - profile)
-        lognorm = _solve_shift(moved, y.mean(axis=0) + effect, saved["highest"])
+        decoded = np.log1p(1e4 * np.exp(after)) - np.log1p(1e4 * np.exp(cells.log_share))
+        y = cells.lognorm
+        lognorm = _solve_shift(y + decoded + (scale - 1.0) * (y - profile), y.mean(axis=0) + effect, saved["highest"])
         log_ratio = np.zeros_like(effect)
         if rates:
-            log_ratio = _solve_log_ratio(after, theta, library, level0 + effect)
+            log_ratio = _solve_log_ratio(after, theta, cells.library, cells.level + effect)
         return lognorm.astype(np.float32), scale.astype(np.float32), log_ratio.astype(np.float32)
 
-    def _reference_shares(self, reference: dict[str, Any], p: np.ndarray, call: Any) -> tuple[np.ndarray, np.ndarray]:
-        """Log shares of the reference cells before and after, shape (n, n_genes)."""
-        z, technical = torch.from_numpy(reference["z"]), torch.from_numpy(reference["technical"])
-        context = _as_context(reference).to(self._device)
-        vectors = torch.from_numpy(p).expand(len(z), -1).to(self._device)
-        moved = self.module.transport(z.to(self._device), vectors, context, call.solver).cpu()
-        return self._log_share(z, technical).numpy(), self._log_share(moved, technical).numpy()
+    def _reference_cells(self, label: int, call: Any) -> ReferenceCells:
+        """The cells that stand for a cell type, as they are without a perturbation."""
+        return self._remembered(("reference", label, call.solver_key), lambda: self._make_reference(label, call))
+
+    @torch.inference_mode()
+    def _make_reference(self, label: int, call: Any) -> ReferenceCells:
+        saved = self.calibration_["reference"][label]
+        z, technical = (torch.from_numpy(saved[name]).to(self._device) for name in ("z", "technical"))
+        context = _as_context(saved).to(self._device)
+        log_share = self.module.decoder(z, technical).cpu().numpy()
+        library = saved["library"]
+        level = expected_lognorm(np.exp(log_share) * library[:, None], self._theta(), library).mean(axis=0)
+        return ReferenceCells(
+            z=z,
+            technical=technical,
+            context=context,
+            flow=self.module.base_flow(z, context, call.solver),
+            library=library,
+            lognorm=lognorm_expression(saved["counts"].toarray(), library),
+            log_share=log_share,
+            level=level,
+        )
 
 
 @dataclass(frozen=True)
-class Populations:
-    """Control and perturbed populations of the training cells, and their moments of log1p CP10k.
+class ReferenceCells:
+    """Up to 128 control cells that stand for a cell type.
 
     Attributes
     ----------
-    control
-        Rows of the control cells of every cell type; all control cells where a type has none.
-    mean0, spread0
-        Mean and variance over those cells, shape (n_labels, n_genes).
-    mean1, spread1
-        The same of every perturbed population, shape (n, n_genes).
-    n_cells, label, p
-        Cells, cell type and perturbation vector of every perturbed population.
+    z, technical, context, flow
+        Latents, context and base flow, on the device of the networks.
+    library
+        Library sizes, shape (n,).
+    lognorm, log_share
+        Observed log1p CP10k and decoded log share of every gene, shape (n, n_genes).
+    level
+        Expected log1p CP10k of every gene by the model, mean over the cells, shape (n_genes,).
     """
 
-    control: list[np.ndarray]
-    mean0: np.ndarray
-    spread0: np.ndarray
-    mean1: np.ndarray
-    spread1: np.ndarray
-    n_cells: np.ndarray
-    label: np.ndarray
-    p: np.ndarray
-
-    @classmethod
-    def of(cls, cache: LatentCache, rows: np.ndarray, n_labels: int) -> Populations:
-        """Populations of at least :data:`_MIN_CELLS` cells, whose cell type has as many controls."""
-        labels, condition = cache.cells.context.labels.numpy()[rows], cache.condition[rows]
-        everyone = rows[condition == 0]
-        own = [rows[(condition == 0) & (labels == label)] for label in range(n_labels)]
-        control = [cells if len(cells) else everyone for cells in own]
-        moments0 = [_moments(cache.cells, cells) for cells in control]
-        found = []
-        for code, label in sorted(set(zip(condition.tolist(), labels.tolist(), strict=True))):
-            cells = rows[(condition == code) & (labels == label)]
-            if code > 0 and min(len(cells), len(own[label])) >= _MIN_CELLS:
-                found.append((*_moments(cache.cells, cells), len(cells), label, cache.p[code].numpy()))
-        n_genes, n_features = cache.cells.counts.shape[1], cache.p.shape[1]
-        empty = (np.zeros((0, n_genes)),) * 2 + (np.zeros(0), np.zeros(0, dtype=int), np.zeros((0, n_features)))
-        columns = [np.stack(column) for column in zip(*found, strict=True)] if found else empty
-        return cls(control, np.stack([m for m, _ in moments0]), np.stack([v for _, v in moments0]), *columns)
-
-    def effects(self) -> MeanEffects | None:
-        """Mean effects with their sampling variance; ``None`` when no population is large enough."""
-        if not len(self.label):
-            return None
-        n0 = np.array([len(self.control[label]) for label in self.label])[:, None]
-        variance = self.spread1 / (self.n_cells[:, None] - 1) + self.spread0[self.label] / (n0 - 1) + 1e-4
-        return MeanEffects(self.mean1 - self.mean0[self.label], variance, self.p, self.label)
-
-    def spread_effect(self) -> np.ndarray:
-        """Change of every gene's variance per unit of the perturbation vector, (n_features, n_genes), by ridge."""
-        weights = np.sqrt(self.n_cells)[:, None]
-        change = self.spread1 - self.spread0[self.label]
-        gram = self.p.T @ (weights * self.p) + np.sqrt(_MIN_CELLS) * np.eye(self.p.shape[1])
-        return np.linalg.solve(gram, self.p.T @ (weights * change)).astype(np.float32)
-
-
-def _moments(cells: CellTable, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of log1p CP10k over some cells, shape (n_genes,)."""
-    first = np.zeros(cells.counts.shape[1])
-    second = np.zeros_like(first)
-    chosen = cells.take(rows)
-    for chunk in chosen.chunks(2048):
-        y = lognorm_expression(chosen.dense(chunk), chosen.library[chunk]).astype(np.float64)
-        first += y.sum(axis=0)
-        second += (y**2).sum(axis=0)
-    mean = first / len(rows)
-    return mean, np.maximum(second / len(rows) - mean**2, 0.0)
+    z: Tensor
+    technical: Tensor
+    context: FlowContext
+    flow: BaseFlow
+    library: np.ndarray
+    lognorm: np.ndarray
+    log_share: np.ndarray
+    level: np.ndarray
 
 
 def _highest(cells: CellTable, rows: np.ndarray) -> np.ndarray:
@@ -222,7 +224,7 @@ def _solve_shift(moved: np.ndarray, level: np.ndarray, highest: np.ndarray, n_it
     return 0.5 * (low + high)
 
 
-def _reference(cache: LatentCache, chosen: list[np.ndarray]) -> list[dict[str, Any]]:
+def _stored_reference(cache: LatentCache, chosen: list[np.ndarray]) -> list[dict[str, Any]]:
     """Latents, context and library size of the cells that stand for each cell type."""
     out = []
     for rows in chosen:

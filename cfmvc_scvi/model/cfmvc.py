@@ -15,8 +15,15 @@ from scvi.model.base import BaseModelClass
 
 from cfmvc_scvi._constants import AUTO, CFMVC_KEYS
 from cfmvc_scvi.data.cells import CellReader, categories
+from cfmvc_scvi.data.fields import make_fields, vocabulary_state
 from cfmvc_scvi.data.perturbation import PerturbationVocabulary
-from cfmvc_scvi.data.setup import SetupKeys, make_fields, registered_conditions, resolve_keys
+from cfmvc_scvi.data.setup import (
+    SetupKeys,
+    build_vocabulary,
+    has_presence_matrix,
+    registered_conditions,
+    resolve_keys,
+)
 from cfmvc_scvi.data.validate import check_anndata, validate, warn_of_design
 from cfmvc_scvi.model.embed import EmbeddingMixin
 from cfmvc_scvi.model.generate import GenerationMixin
@@ -82,6 +89,7 @@ class CFMVC(
     """
 
     _module_cls = CFMVCModule
+    dose_response_: dict[str, dict[str, float]] | None = None
 
     def __init__(
         self,
@@ -169,14 +177,18 @@ class CFMVC(
         labels_key
             Column of ``obs`` with the cell type; AUTO takes ``"cell_type"``.
         perturbation_key
-            Column of ``obs`` with the perturbation; AUTO takes ``"perturbation"``.
+            Column of ``obs`` with the perturbation; AUTO takes ``"perturbation"``. Or a key of ``obsm``: a DataFrame
+            of 0 and 1 with one column per perturbation, where cells can have several (guides in a screen, say).
         control_group
             Level (or levels) of the perturbation column that is unperturbed. ``None`` takes the one level with a
-            usual name, such as ``"control"`` or ``"DMSO"``.
+            usual name, such as ``"control"`` or ``"DMSO"``. Of a matrix in ``obsm``: columns that count as nothing,
+            such as non-targeting guides; cells without any perturbation are ``"control"``.
         combination_delimiter
-            Splits labels into perturbations given together; ``None`` never splits.
+            Splits labels into perturbations given together, in any order; ``None`` never splits. Of a matrix in
+            ``obsm``: joins the names of its columns; ``None`` is ``"+"``.
         dosage_key
-            Column of ``obs`` with the dose: a number, or numbers delimited like the labels. Dose 0 is control.
+            Column of ``obs`` with the dose (or time) of the perturbation: a number, or text with one number per
+            member, delimited like the labels. Dose 0 is control. The response to doses is learned per perturbation.
         perturbation_embedding_key
             Key of ``adata.uns`` with a vector per perturbation: a DataFrame (perturbation x features) or a dict.
         spatial_key
@@ -193,7 +205,7 @@ class CFMVC(
         -----
         UserWarning
             Where the data cannot tell a perturbation from something else: confounded with batch, without control cells
-            in a cell type, with a single cell; for levels without cells, and cells or genes without counts.
+            in a cell type, with a single cell; and for cells or genes without counts.
 
         Raises
         ------
@@ -226,11 +238,17 @@ class CFMVC(
         is_new = kwargs.get("source_registry") is None
         validate(adata, keys, is_new=is_new)
         setup_method_args = cls._get_setup_method_args(cls=cls, adata=adata, **asdict(keys))
-        manager = AnnDataManager(fields=make_fields(keys), setup_method_args=setup_method_args)
+        fields = make_fields(
+            keys,
+            lambda data: build_vocabulary(data, keys),
+            presence_matrix=has_presence_matrix(adata, keys.perturbation_key),
+        )
+        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
         if is_new:
-            warn_of_design(adata, keys, *registered_conditions(adata, keys, _vocabulary(manager.registry)))
+            vocabulary = PerturbationVocabulary.from_registry(vocabulary_state(manager.registry["field_registries"]))
+            warn_of_design(adata, keys, *registered_conditions(adata, keys, vocabulary))
 
     # ---- what the registration says ---------------------------------------------------------------------------
 
@@ -242,7 +260,7 @@ class CFMVC(
     @property
     def vocabulary(self) -> PerturbationVocabulary:
         """Perturbations of the training data and their vectors."""
-        return _vocabulary(self.registry)
+        return PerturbationVocabulary.from_registry(vocabulary_state(self._field_registries), self.dose_response_)
 
     @property
     def cell_types(self) -> list[str]:
@@ -272,8 +290,3 @@ class CFMVC(
     @property
     def _device(self) -> torch.device:
         return self.module.device
-
-
-def _vocabulary(registry: dict[str, Any]) -> PerturbationVocabulary:
-    state = registry["field_registries"][CFMVC_KEYS.PERTURBATION_KEY]["state_registry"]
-    return PerturbationVocabulary.from_registry(state["vocabulary"])

@@ -110,13 +110,18 @@ class EmbeddingMixin(RNASeqMixin, VAEMixin):
             self._adata = self._adata_manager = None
 
     def _cells(
-        self, adata: AnnData | None, indices: Sequence[int] | None = None, batch: str | None = None
+        self,
+        adata: AnnData | None,
+        indices: Sequence[int] | None = None,
+        batch: str | None = None,
+        *,
+        allow_unknown: bool = False,
     ) -> CellTable:
         """Cells as the networks read them; nothing is written into the AnnData."""
         if adata is None:
             self._require_adata("use its cells")
             adata = self.adata
-        cells = self._reader().read(adata, batch=batch)
+        cells = self._reader().read(adata, batch=batch, allow_unknown=allow_unknown)
         cells = cells if indices is None else cells.take(as_rows(indices, len(cells)))
         if adata is not self.adata:
             _warn_of_empty_cells(cells)

@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from scipy import sparse
 
 from cfmvc_scvi._types import FlowContext
-from cfmvc_scvi.data.cells import CellTable, unknown_level_message
+from cfmvc_scvi.data.cells import CellTable
+from cfmvc_scvi.data.setup import control_cells
+from cfmvc_scvi.model.latents import CellPosterior
 from cfmvc_scvi.model.predict import latent_var
+from cfmvc_scvi.model.request import PredictionCall, Request
+from cfmvc_scvi.model.sources import SourceCells
 from cfmvc_scvi.module.likelihood import draw_nb
 
 
@@ -61,8 +66,10 @@ class GenerationMixin:
         self._require_flow("generate cells")
         if n_cells < 1:
             raise ValueError(f"`n_cells` is {n_cells}; it must be at least 1.")
-        call = self._make_call(return_type, 1, None, None, batch, None, seed)
-        [condition] = self._requested_conditions(perturbation, dosage)
+        call = self._make_call(return_type, 1, None, None, None, seed)
+        frame = pd.DataFrame({"perturbation": [perturbation], "labels": [labels], "batch": [batch]}, dtype=object)
+        [request] = self._requests(frame, dosage, None)
+        condition = request.condition
         p = torch.from_numpy(self.vocabulary.encode([condition])).expand(n_cells, -1).to(self._device)
         rng = np.random.default_rng([call.seed, n_cells])
         cells = self._template_cells(n_cells, labels, rng)
@@ -72,24 +79,28 @@ class GenerationMixin:
         drawn = self.module.standardize((posterior.mean + posterior.scale * noise).to(self._device))
         start = drawn if self.flow_source == "control" else noise.to(self._device)
         latent = self.module.push_forward(start, p, context.to(self._device), call.solver).cpu()
-        obs = self._result_obs(cells, condition, call, 1).drop(columns="source_cell")
-        obs.index = [f"generated_{i}" for i in range(n_cells)]
+        obs = self._generated_obs(cells, posterior, request, call)
         x = latent.numpy() if return_type == "latent" else self._emit(latent, context, cells, condition, call, rng)
         var = latent_var(x.shape[1]) if return_type == "latent" else self._gene_var()
         result = AnnData(x, obs=obs, var=var, obsm={"X_cfmvc": latent.numpy()})
-        result.uns["cfmvc"] = self._describe(call, [condition])
+        result.uns["cfmvc"] = self._describe(call, [request])
         return result
+
+    def _generated_obs(
+        self, cells: CellTable, posterior: CellPosterior, request: Request, call: PredictionCall
+    ) -> pd.DataFrame:
+        known = np.zeros(len(cells), dtype=bool)
+        labels = np.array(self.cell_types)[cells.context.labels.numpy()]
+        source = SourceCells(cells, len(cells), known, labels, posterior, self.module, call)
+        obs = self._result_obs([request], {request.labels: source}, call).drop(columns="source_cell")
+        return obs.set_axis([f"generated_{i}" for i in range(len(cells))])
 
     def _template_cells(self, n_cells: int, labels: str | None, rng: np.random.Generator) -> CellTable:
         """Control cells whose context and library size the new cells take."""
         self._require_adata("generate cells")
         keys = self.setup_keys
-        control = self.adata.obs[keys.perturbation_key].astype(str).isin(self.vocabulary.control_group).to_numpy()
+        control = control_cells(self.adata, keys, self.vocabulary)
         if labels is not None:
-            if keys.labels_key is None:
-                raise ValueError("The model was set up without `labels_key`, so it knows no cell types.")
-            if labels not in self.cell_types:
-                raise ValueError(unknown_level_message("cell type", "`labels`", [labels], self.cell_types))
             control &= (self.adata.obs[keys.labels_key].astype(str) == labels).to_numpy()
         rows = np.flatnonzero(control)
         if not len(rows):

@@ -1,29 +1,68 @@
-"""Looking inside the model: embeddings, effect coefficients, velocities, what was trained on."""
+"""Looking inside the model: embeddings, effect coefficients, velocities."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
 
+from cfmvc_scvi.data.perturbation import Condition
+from cfmvc_scvi.model.request import PredictionCall
+
 
 class InspectionMixin:
     """Inspection of :class:`~cfmvc_scvi.CFMVC`."""
 
-    def get_perturbation_embedding(self) -> pd.DataFrame:
-        """Embedding of every perturbation of the training data, common to all cell types.
+    def get_perturbation_embedding(
+        self, perturbation: Sequence[str] | pd.DataFrame | None = None, *, dosage: float | str | None = None
+    ) -> pd.DataFrame:
+        """Embedding of perturbations: how far each moves the intrinsic latent, mean over control cells.
+
+        The mean is over the control cells that stand for each cell type (up to 128), and then over cell types, so
+        that perturbations of one effect lie near each other whatever they are called.
+
+        Parameters
+        ----------
+        perturbation
+            Labels, or a DataFrame of conditions, as in :meth:`predict_perturbation`: combinations, and perturbations
+            that were not in training but have a vector. ``None`` is every single perturbation of the training data, at
+            its reference dose.
+        dosage
+            Dose of the perturbations.
 
         Returns
         -------
-        DataFrame (perturbation x dims); control, at the origin, comes first.
+        DataFrame (perturbation x n_latent), in units of the latent; control, at the origin, comes first.
         """
         self._require_flow("embed perturbations")
-        labels = [self.vocabulary.control_label, *self.vocabulary.names]
-        p = self._vectors(labels)
-        with torch.inference_mode():
-            values = self.module.adapter.embed(p).cpu().numpy()
-        return pd.DataFrame(values, index=pd.Index(labels, name="perturbation"))
+        control = Condition(self.vocabulary.control_label)
+        if perturbation is None and dosage is None:
+            asked = [self._reference_condition(name) for name in sorted(self.vocabulary.names)]
+        else:
+            asked = [request.condition for request in self._requests(perturbation, dosage, None)]
+        conditions = [control, *(condition for condition in asked if not condition.is_control)]
+        call = self._make_call("latent", 1, None, None, None, None)
+        values = np.stack([self._mean_move(condition, call) for condition in conditions])
+        index = pd.Index([condition.label for condition in conditions], name="perturbation")
+        return pd.DataFrame(values, index=index, columns=[f"z_int_{i}" for i in range(values.shape[1])])
+
+    def _reference_condition(self, name: str) -> Condition:
+        return Condition(name, (name,), (self.vocabulary.reference_dose.get(name, 1.0),))
+
+    @torch.inference_mode()
+    def _mean_move(self, condition: Condition, call: PredictionCall) -> np.ndarray:
+        """Mean displacement (n_latent,) of the cells that stand for the cell types."""
+        p = torch.from_numpy(self.vocabulary.encode([condition])).to(self._device)
+        moves = []
+        for label in self._types_with_controls():
+            cells = self._reference_cells(int(label), call)
+            vectors = p.expand(len(cells.z), -1)
+            moved = self.module.transport(cells.z, vectors, cells.context, call.solver, cells.flow)
+            moves.append((moved - cells.z).mean(dim=0))
+        return torch.stack(moves).mean(dim=0).cpu().numpy()
 
     def get_effect_coefficients(self) -> pd.DataFrame:
         """Effect coefficients alpha of every perturbation in every cell type.
@@ -33,10 +72,10 @@ class InspectionMixin:
         DataFrame ((perturbation, cell type) x basis); exactly zero for control.
         """
         self._require_flow("give effect coefficients")
-        labels = [self.vocabulary.control_label, *self.vocabulary.names]
-        types = self.cell_types
+        labels = [self.vocabulary.control_label, *sorted(self.vocabulary.names)]
+        types = sorted(self.cell_types)
         p = self._vectors(labels).repeat_interleave(len(types), dim=0)
-        codes = torch.arange(len(types), device=self._device).repeat(len(labels))
+        codes = torch.tensor([self.cell_types.index(name) for name in types], device=self._device).repeat(len(labels))
         with torch.inference_mode():
             alpha = self.module.coefficients(p, codes).cpu().numpy()
         index = pd.MultiIndex.from_product([labels, types], names=["perturbation", "cell_type"])
@@ -77,25 +116,9 @@ class InspectionMixin:
             effect.append((parts.effect * self.module.flow_scale).cpu().numpy())
         return np.concatenate(base), np.concatenate(effect)
 
-    def support(self) -> pd.DataFrame:
-        """What the model was trained on.
-
-        Returns
-        -------
-        DataFrame with one row per perturbation, cell type and batch of the registered data, and the number of cells
-        (column ``n_cells``) and of training cells (``n_train``).
-        """
-        self._require_adata("count its cells")
-        keys = self.setup_keys
-        names = {"perturbation": keys.perturbation_key, "cell_type": keys.labels_key, "batch": keys.batch_key}
-        columns = {name: self.adata.obs[key].astype(str) for name, key in names.items() if key is not None}
-        table = pd.DataFrame(columns)
-        table["n_train"] = 0
-        if self.split_ is not None:
-            table.iloc[self._split.train, table.columns.get_loc("n_train")] = 1
-        grouped = table.groupby(list(columns), observed=True)["n_train"].agg(["size", "sum"]).reset_index()
-        return grouped.rename(columns={"size": "n_cells", "sum": "n_train"})
-
     def _vectors(self, labels: list[str]) -> torch.Tensor:
-        conditions = [self.vocabulary.parse(label) for label in labels]
+        """Vectors of perturbations, combinations or control, at their reference doses."""
+        parsed = [self.vocabulary.parse(label) for label in labels]
+        reference = self.vocabulary.reference_dose
+        conditions = [Condition(c.label, c.members, tuple(reference.get(m, 1.0) for m in c.members)) for c in parsed]
         return torch.from_numpy(self.vocabulary.encode(conditions)).to(self._device)

@@ -35,15 +35,12 @@ class LatentCache:
     ----------
     condition
         Index into ``conditions`` of every cell, 0 for control.
-    p
-        Perturbation vector of every condition, shape (n_conditions, n_features).
     """
 
     cells: CellTable
     posterior: CellPosterior
     condition: np.ndarray
     conditions: list[Condition]
-    p: Tensor
 
     def set_flow_units(self, module: CFMVCModule, rows: np.ndarray) -> None:
         """Centre and common scale of the latents, and units of the coordinates, from these cells."""
@@ -55,15 +52,15 @@ class LatentCache:
             module.spatial_center.copy_(spatial[rows].mean(dim=0))
             module.spatial_scale.copy_(spatial[rows].std(dim=0, correction=0).clamp(min=1e-6))
 
-    def flow_data(self, module: CFMVCModule) -> LatentData:
-        """The same in the flow's units."""
+    def flow_data(self, module: CFMVCModule, p: np.ndarray) -> LatentData:
+        """The same in the flow's units, with the vectors ``p`` (n_conditions, n_features) of the conditions."""
         center, scale = module.flow_center.cpu(), module.flow_scale.cpu()
         return LatentData(
             mean=(self.posterior.mean - center) / scale,
             scale=self.posterior.scale / scale,
             context=self.cells.context,
             condition=self.condition,
-            p=self.p,
+            p=torch.from_numpy(p),
         )
 
 

@@ -2,64 +2,39 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, Literal
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scipy import sparse
 from scvi import settings
+from scvi.utils import track
 from torch import Tensor
 
 from cfmvc_scvi._types import FlowContext
-from cfmvc_scvi.data.cells import CellTable
-from cfmvc_scvi.data.perturbation import Condition
-from cfmvc_scvi.flow import Solver, get_solver
+from cfmvc_scvi.data.nearest import with_nearest_labels
+from cfmvc_scvi.data.setup import control_cells, has_presence_matrix
+from cfmvc_scvi.flow import get_solver
 from cfmvc_scvi.model.calibrate import CalibrationMixin
-from cfmvc_scvi.model.change import (
-    CellChange,
-    cell_generators,
-    drawn_counts,
-    expected_counts,
-    lognorm_expression,
-)
-from cfmvc_scvi.model.latents import CellPosterior
+from cfmvc_scvi.model.change import CellChange, cell_generators, drawn_counts, expected_counts, lognorm_expression
+from cfmvc_scvi.model.output import Output, make_output
+from cfmvc_scvi.model.request import UNITS, PredictionCall, Request, RequestReader, ReturnType
+from cfmvc_scvi.model.result import result_obs
+from cfmvc_scvi.model.sources import SourceCells, SourceChunk, decode_mean
+from cfmvc_scvi.model.support import SupportMixin
 
-ReturnType = Literal["mean", "counts", "lognorm", "latent"]
-
-_UNITS = {
-    "mean": "expected counts at each cell's own library size",
-    "counts": "counts drawn from the negative binomial",
-    "lognorm": "log1p of counts per 10,000",
-    "latent": "intrinsic latent (z_int)",
-}
 #: Fixed-step solver and number of steps when none is given.
 DEFAULT_SOLVER, DEFAULT_STEPS = "midpoint", 10
+#: Size of a dense result in memory above which writing it to disk is suggested.
+_LARGE_BYTES = 4 * 2**30
 
 
-@dataclass(frozen=True)
-class PredictionCall:
-    """What was asked for, beside the cells and the conditions."""
-
-    return_type: ReturnType
-    n_samples: int
-    solver: Solver
-    batch: str | None
-    batch_size: int
-    seed: int
-
-    @property
-    def solver_key(self) -> tuple[str, int | None]:
-        """What identifies the solver."""
-        return type(self.solver).__name__, getattr(self.solver, "n_steps", None)
-
-
-class PredictionMixin(CalibrationMixin):
+class PredictionMixin(CalibrationMixin, SupportMixin):
     """Prediction of :class:`~cfmvc_scvi.CFMVC`."""
 
     def predict_perturbation(
@@ -76,6 +51,9 @@ class PredictionMixin(CalibrationMixin):
         solver: str | None = None,
         batch_size: int | None = None,
         seed: int | None = None,
+        unknown_labels: Literal["error", "nearest"] = "error",
+        out: str | os.PathLike | None = None,
+        show_progress: bool | None = None,
     ) -> AnnData:
         r"""Given cells, as they would look under a perturbation.
 
@@ -89,9 +67,9 @@ class PredictionMixin(CalibrationMixin):
             Control cells to perturb, with the model's genes in any order; nothing is written into it. ``None``
             takes the control cells of the registered data.
         perturbation
-            A label, a list of labels, or a DataFrame of conditions with a column ``perturbation`` and,
-            where there are doses, ``dosage``. ``None`` is every perturbation seen in training. One block of
-            rows per condition.
+            A label, a list of labels, or a DataFrame of conditions, one per row, with the columns ``perturbation``
+            and, where wanted, ``dosage``, ``labels`` (take the cells of this cell type only) and ``batch`` (decode in
+            this batch). ``None`` is every perturbation seen in training. One block of rows per condition.
         indices
             Rows of ``adata`` (or of the registered data) to take.
         dosage
@@ -112,33 +90,52 @@ class PredictionMixin(CalibrationMixin):
         seed
             Seed of all draws; ``None`` is that of ``scvi.settings``, or 0. Draws belong to a cell's name and
             condition: other cells in the call do not change them.
+        unknown_labels
+            What to do with cells of a type that was not in training (or without the column of cell types).
+            ``"error"`` refuses them. ``"nearest"`` treats each cell as one of the trained type whose mean control
+            expression correlates best with it, and names that type in ``obs["nearest_label"]``; the support of such
+            a cell is never ``"seen"``.
+        out
+            Path ending in ``.h5ad`` or ``.zarr``: the result is written there in chunks, and never as a whole in
+            memory. The file appears when it is complete.
+        show_progress
+            Show a bar over conditions; ``None`` does when there are several.
 
         Returns
         -------
-        AnnData (n_conditions * n_cells [* n_samples], n_genes). ``obs`` has the cells' own columns with the
-        perturbation replaced, ``source_cell`` and ``support`` (``"seen"``, ``"new context"``, ``"new combination"``,
-        ``"new perturbation"``); ``obsm["X_cfmvc"]`` the transported latent; ``uns["cfmvc"]`` the call.
+        AnnData (n_conditions * n_cells [* n_samples], n_genes); with ``out``, its values stay on disk. ``obs`` has the
+        cells' own columns with the perturbation replaced, and
+
+        - ``source_cell``: name of the cell that was perturbed;
+        - ``support``: ``"seen"`` (this perturbation in this cell type was trained on), ``"new context"`` (in others),
+          ``"new combination"`` (its members were, but not together), ``"new perturbation"`` (known by its vector);
+        - ``support_distance``: Euclidean distance of the condition's vector to the nearest one of training, control
+          among them, in units of a perturbation's typical length: 0 for a trained one, 1 as far as a typical
+          perturbation is from control.
+
+        ``obsm["X_cfmvc"]`` is the transported latent; ``uns["cfmvc"]`` the call.
 
         Raises
         ------
         ValueError
-            For a perturbation that was not in training and has no embedding, naming the known ones.
+            For a perturbation that was not in training and has no embedding, naming the known ones; for unknown
+            cell types, batches and doses.
         RuntimeError
             When the flow is not trained.
         """
         self._require_flow("predict")
-        call = self._make_call(return_type, n_samples, solver, n_steps, batch, batch_size, seed)
-        conditions = self._requested_conditions(perturbation, dosage)
-        self.vocabulary.encode(conditions)  # refuses unknown ones before any work is done
-        cells = self._source_cells(adata, indices, batch)
-        n_cells = len(cells)
-        cells = cells.padded()
-        posterior = self._encode(cells, call.batch_size)
-        blocks = [self._predict_condition(cells, n_cells, posterior, condition, call) for condition in conditions]
-        result = blocks[0] if len(blocks) == 1 else ad.concat(blocks, merge="same")
-        result.obs_names_make_unique()
-        result.uns["cfmvc"] = self._describe(call, conditions)
-        return result
+        call = self._make_call(return_type, n_samples, solver, n_steps, batch_size, seed)
+        requests = self._requests(perturbation, dosage, batch)
+        sources = self._sources(adata, indices, requests, call, unknown_labels)
+        output = self._make_output(out, requests, sources, call)
+        hidden = len(requests) == 1 if show_progress is None else not show_progress
+        try:
+            for request in track(requests, description="Predicting conditions", disable=hidden):
+                self._predict_request(request, sources[request.labels], call, output)
+            return output.finish()
+        except BaseException:
+            output.abandon()
+            raise
 
     # ---- what is asked ----------------------------------------------------------------------------------------
 
@@ -148,161 +145,119 @@ class PredictionMixin(CalibrationMixin):
         n_samples: int,
         solver: str | None,
         n_steps: int | None,
-        batch: str | None,
         batch_size: int | None,
         seed: int | None,
     ) -> PredictionCall:
-        if return_type not in _UNITS:
-            raise ValueError(f"Unknown `return_type` {return_type!r}: choose one of {list(_UNITS)}.")
+        if return_type not in UNITS:
+            raise ValueError(f"Unknown `return_type` {return_type!r}: choose one of {list(UNITS)}.")
         if n_samples < 1:
             raise ValueError(f"`n_samples` is {n_samples}; it must be at least 1.")
-        if batch is not None and str(batch) not in self.batches:
-            raise ValueError(f"Unknown `batch` {batch!r}: choose one of {self.batches}.")
         solver = DEFAULT_SOLVER if solver is None else solver
         steps = DEFAULT_STEPS if n_steps is None and solver != "adaptive" else n_steps
         return PredictionCall(
             return_type=return_type,
             n_samples=n_samples,
             solver=get_solver(solver, steps),
-            batch=None if batch is None else str(batch),
             batch_size=batch_size or settings.batch_size,
             seed=self._seed if seed is None else seed,
         )
 
-    def _requested_conditions(
-        self, perturbation: str | Sequence[str] | pd.DataFrame | None, dosage: float | str | None
-    ) -> list[Condition]:
-        vocabulary = self.vocabulary
-        if perturbation is None:
-            return self._trained_conditions()
-        if isinstance(perturbation, pd.DataFrame):
-            if "perturbation" not in perturbation:
-                raise KeyError(
-                    "A DataFrame of conditions needs a column 'perturbation' (and 'dosage' where there are doses); "
-                    f"there is: {list(perturbation.columns)}."
-                )
-            doses = perturbation["dosage"] if "dosage" in perturbation else [dosage] * len(perturbation)
-            pairs = list(zip(perturbation["perturbation"], doses, strict=True))
-        else:
-            labels = [perturbation] if np.isscalar(perturbation) else list(perturbation)
-            pairs = [(label, dosage) for label in labels]
-        if not pairs:
-            raise ValueError("No condition was asked for: `perturbation` is empty.")
-        if self.setup_keys.dosage_key is None and any(dose is not None for _, dose in pairs):
-            raise ValueError("The model was set up without `dosage_key`, so it knows no doses: leave `dosage` out.")
-        conditions = [vocabulary.parse(str(label), dose) for label, dose in pairs]
-        if self.setup_keys.dosage_key is not None:
-            missing = [
-                str(label) for (label, dose), c in zip(pairs, conditions, strict=True) if dose is None and c.members
-            ]
-            if missing:
-                raise ValueError(f"The model was trained with doses: pass `dosage` for {missing[:5]}.")
-        return conditions
+    def _requests(
+        self, perturbation: str | Sequence[str] | pd.DataFrame | None, dosage: float | str | None, batch: str | None
+    ) -> list[Request]:
+        reader = RequestReader(self.vocabulary, self.setup_keys, self.batches, self.cell_types)
+        if perturbation is None and dosage is None:
+            reader.read([self.vocabulary.control_label], None, batch)  # refuses an unknown batch
+            return self._trained_requests(None if batch is None else str(batch))
+        return reader.read(list(self.vocabulary.names) if perturbation is None else perturbation, dosage, batch)
 
-    def _trained_conditions(self) -> list[Condition]:
-        """Every condition the model was trained on, control left out."""
-        keys = sorted({key for key, _ in self.trained_conditions_ if key[0]})
-        delimiter = self.vocabulary.combination_delimiter or ""
-        return [Condition(delimiter.join(members), members, doses) for members, doses in keys]
-
-    def _source_cells(self, adata: AnnData | None, indices: Sequence[int] | None, batch: str | None) -> CellTable:
+    def _sources(
+        self,
+        adata: AnnData | None,
+        indices: Sequence[int] | None,
+        requests: list[Request],
+        call: PredictionCall,
+        unknown_labels: str,
+    ) -> dict[str | None, SourceCells]:
+        """Cells of every cell type that was asked for; ``None`` stands for all."""
+        if unknown_labels not in ("error", "nearest"):
+            raise ValueError(f"Unknown `unknown_labels` {unknown_labels!r}: choose 'error' or 'nearest'.")
         if adata is None and indices is None:
             self._require_adata("predict for its control cells")
-            labels = self.adata.obs[self.setup_keys.perturbation_key].astype(str)
-            indices = np.flatnonzero(labels.isin(self.vocabulary.control_group).to_numpy())
-        cells = self._cells(adata, indices, batch)
+            indices = np.flatnonzero(control_cells(self.adata, self.setup_keys, self.vocabulary))
+        batches = {request.batch for request in requests}
+        default = batches.pop() if len(batches) == 1 else None
+        cells = self._cells(adata, indices, default, allow_unknown=unknown_labels == "nearest")
         if not len(cells):
             raise ValueError("There are no cells to perturb: `adata` or `indices` is empty.")
-        return cells
+        cells, nearest = with_nearest_labels(cells, self.calibration_["profiles"], self._types_with_controls())
+        several = len(requests) > 1
+        out = {}
+        for name in dict.fromkeys(request.labels for request in requests):
+            wanted = np.ones(len(cells), dtype=bool)
+            if name is not None:
+                wanted = (cells.context.labels.numpy() == self.cell_types.index(name)) & ~nearest
+                if not wanted.any():
+                    raise ValueError(f"None of the {len(cells)} cells is of cell type {name!r}, which was asked for.")
+            rows = np.flatnonzero(wanted)
+            table = cells.take(rows).padded()
+            posterior = self._encode(table, call.batch_size)
+            labels = np.array(self.cell_types)[table.context.labels.numpy()[: len(rows)]]
+            out[name] = SourceCells(table, len(rows), nearest[rows], labels, posterior, self.module, call, several)
+        return out
 
     # ---- the work ---------------------------------------------------------------------------------------------
 
-    def _predict_condition(
-        self, cells: CellTable, n_cells: int, posterior: CellPosterior, condition: Condition, call: PredictionCall
-    ) -> AnnData:
-        """Prediction of the first ``n_cells`` cells; those after them only fill the last chunk."""
-        draws = call.n_samples if call.return_type == "counts" else 1
-        latents, values = [], []
-        for draw in range(draws):
-            for rows in cells.chunks(call.batch_size):
-                latent, value = self._predict_chunk(cells, posterior, rows, condition, call, draw)
-                kept = min(n_cells - rows.start, len(latent))
-                latents.append(latent[:kept])
-                values.append(value[:kept])
-        x = sparse.vstack(values, format="csr") if call.return_type == "counts" else np.concatenate(values)
-        var = latent_var(self.module.n_latent) if call.return_type == "latent" else self._gene_var()
-        obs = self._result_obs(cells.take(np.arange(n_cells)), condition, call, draws)
-        return AnnData(x, obs=obs, var=var, obsm={"X_cfmvc": np.concatenate(latents)})
+    def _predict_request(self, request: Request, source: SourceCells, call: PredictionCall, output: Output) -> None:
+        """Append the rows of one condition."""
+        for draw in range(call.draws):
+            for rows in source.cells.chunks(call.batch_size):
+                latent, value = self._predict_chunk(source, rows, request, call, draw)
+                kept = min(source.n_cells - rows.start, len(latent))
+                output.append(value[:kept], latent[:kept])
 
+    @torch.inference_mode()
     def _predict_chunk(
-        self,
-        cells: CellTable,
-        posterior: CellPosterior,
-        rows: slice,
-        condition: Condition,
-        call: PredictionCall,
-        draw: int,
+        self, source: SourceCells, rows: slice, request: Request, call: PredictionCall, draw: int
     ) -> tuple[np.ndarray, Any]:
         """Transported latent and returned expression of some cells."""
-        names = [str(name) for name in cells.obs.index[rows]]
-        z, moved = self._moved_latents(cells, posterior, rows, condition, call, names)
+        chunk = source.chunk(rows)
+        moved = self._move(chunk, request, call)
         latent = moved.mean(dim=0).numpy()
         if call.return_type == "latent":
             return latent, latent
-        change = self._cell_change(cells, posterior, rows, condition, call, z, moved)
-        x = cells.dense(rows)
+        change = self._cell_change(source, rows, request, call, moved)
+        x, library = source.cells.dense(rows), source.cells.library[rows]
         if call.return_type == "counts":
-            generators = cell_generators(names, call.seed, "counts", condition.key, draw)
+            key = self.vocabulary.stream_key(request.condition)
+            generators = cell_generators(chunk.names, call.seed, "counts", key, draw)
             return latent, drawn_counts(x, change, self._theta(), generators)
         highest = self.calibration_["highest"]
-        counts = expected_counts(x, cells.library[rows], change.lognorm, change.scale, change.center, highest)
-        return latent, counts if call.return_type == "mean" else lognorm_expression(counts, cells.library[rows])
+        counts = expected_counts(x, library, change.lognorm, change.scale, change.center, highest)
+        return latent, counts if call.return_type == "mean" else lognorm_expression(counts, library)
 
-    def _moved_latents(
-        self,
-        cells: CellTable,
-        posterior: CellPosterior,
-        rows: slice,
-        condition: Condition,
-        call: PredictionCall,
-        names: list[str],
-    ) -> tuple[Tensor, Tensor]:
-        """Latents before and after, each (n_draws, n, n_latent): the posterior mean, or draws to average over."""
-        mean = posterior.mean[rows]
-        if call.n_samples == 1 or call.return_type == "counts":
-            z = mean.unsqueeze(0)
-        else:
-            generators = cell_generators(names, call.seed, "posterior")
-            shape = (call.n_samples, mean.shape[1])
-            noise = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in generators], axis=1)
-            z = mean + posterior.scale[rows] * torch.from_numpy(noise)
-        p = torch.from_numpy(self.vocabulary.encode([condition])).to(self._device)
-        context = cells.context[rows].to(self._device)
-        p = p.expand(len(context), -1)
-        moved = [self.module.transport(draw.to(self._device), p, context, call.solver).cpu() for draw in z]
-        return z, torch.stack(moved)
+    def _move(self, chunk: SourceChunk, request: Request, call: PredictionCall) -> Tensor:
+        """Latents after the perturbation, shape (n_draws, n, n_latent)."""
+        p = torch.from_numpy(self.vocabulary.encode([request.condition])).to(self._device)
+        p = p.expand(len(chunk.names), -1)
+        return torch.stack(
+            [
+                self.module.transport(z.to(self._device), p, chunk.context, call.solver, base).cpu()
+                for z, base in zip(chunk.z, chunk.flow, strict=True)
+            ]
+        )
 
-    @torch.inference_mode()
     def _cell_change(
-        self,
-        cells: CellTable,
-        posterior: CellPosterior,
-        rows: slice,
-        condition: Condition,
-        call: PredictionCall,
-        z: Tensor,
-        moved: Tensor,
+        self, source: SourceCells, rows: slice, request: Request, call: PredictionCall, moved: Tensor
     ) -> CellChange:
         """Decoded change of some cells, calibrated per gene; averaged over the posterior draws."""
-        context = cells.context[rows]
-        technical = posterior.technical_mean[rows]
-        target = self._technical_in_batch(technical, context, call.batch)
-        before = torch.stack([self._log_share(draw, technical) for draw in z]).mean(dim=0)
-        after = torch.stack([self._log_share(draw, target) for draw in moved]).mean(dim=0)
-        before, after = before.numpy(), after.numpy()
-        labels = context.labels.numpy()
-        calibration = self._calibration(condition, labels, call, rates=call.return_type == "counts")
-        library = cells.library[rows, None]
+        chunk = source.chunk(rows)
+        target = self._technical_in_batch(chunk.technical, source.cells.context[rows], request.batch)
+        before = source.log_share(rows).numpy()
+        after = decode_mean(self.module, moved, target).numpy()
+        labels = source.cells.context.labels.numpy()[rows]
+        calibration = self._calibration(request.condition, labels, call, rates=call.return_type == "counts")
+        library = source.cells.library[rows, None]
         return CellChange(
             lognorm=np.log1p(1e4 * np.exp(after)) - np.log1p(1e4 * np.exp(before)) + calibration.lognorm[labels],
             scale=calibration.scale[labels],
@@ -310,9 +265,6 @@ class PredictionMixin(CalibrationMixin):
             log_ratio=after - before + calibration.log_ratio[labels],
             mean0=np.exp(before) * library,
         )
-
-    def _log_share(self, z: Tensor, technical: Tensor) -> Tensor:
-        return self.module.decoder(z.to(self._device), technical.to(self._device)).cpu()
 
     def _technical_in_batch(self, technical: Tensor, context: FlowContext, batch: str | None) -> Tensor:
         if batch is None:
@@ -326,54 +278,68 @@ class PredictionMixin(CalibrationMixin):
 
     # ---- the result -------------------------------------------------------------------------------------------
 
+    def _make_output(
+        self,
+        out: str | os.PathLike | None,
+        requests: list[Request],
+        sources: dict[str | None, SourceCells],
+        call: PredictionCall,
+    ) -> Output:
+        is_latent = call.return_type == "latent"
+        var = latent_var(self.module.n_latent) if is_latent else self._gene_var()
+        obs = self._result_obs(requests, sources, call)
+        size = 4 * len(obs) * len(var)
+        if out is None and call.return_type != "counts" and size > _LARGE_BYTES:
+            warnings.warn(
+                f"The prediction is a dense matrix of {len(obs)} x {len(var)}, {size / 2**30:.0f} GiB, in memory. "
+                "`out=` writes it to an .h5ad or .zarr file in chunks; `return_type='counts'` is sparse.",
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
+        return make_output(
+            out,
+            obs=obs,
+            var=var,
+            uns={"cfmvc": self._describe(call, requests)},
+            n_latent=self.module.n_latent,
+            is_sparse=call.return_type == "counts",
+        )
+
+    def _result_obs(
+        self, requests: list[Request], sources: dict[str | None, SourceCells], call: PredictionCall
+    ) -> pd.DataFrame:
+        support = {
+            request: (
+                self._support(request.condition, sources[request.labels].codes),
+                self._support_distance(request.condition),
+            )
+            for request in requests
+        }
+        return result_obs(requests, sources, support, self.setup_keys, self._perturbation_column, call.draws)
+
+    @property
+    def _perturbation_column(self) -> str:
+        """Column of a result that holds the perturbation."""
+        keys = self.setup_keys
+        is_matrix = self.adata is not None and has_presence_matrix(self.adata, keys.perturbation_key)
+        return "perturbation" if is_matrix else keys.perturbation_key
+
     def _gene_var(self) -> pd.DataFrame:
         if self.adata is not None:
             return self.adata.var.copy()
         return pd.DataFrame(index=pd.Index(self.get_var_names(), dtype=str))
 
-    def _result_obs(self, cells: CellTable, condition: Condition, call: PredictionCall, draws: int) -> pd.DataFrame:
-        keys = self.setup_keys
-        obs = cells.obs.loc[:, [name for name in cells.obs if not str(name).startswith("_scvi")]].copy()
-        obs[keys.perturbation_key] = condition.label
-        if keys.dosage_key is not None:
-            obs[keys.dosage_key] = condition.doses[0] if len(set(condition.doses)) == 1 else _dose_text(condition)
-        if call.batch is not None and keys.batch_key is not None:
-            obs[keys.batch_key] = call.batch
-        obs["source_cell"] = obs.index.astype(str)
-        obs["support"] = self._support(condition, cells.context.labels.numpy())
-        if draws > 1:
-            obs = pd.concat([obs.assign(sample=draw) for draw in range(draws)])
-            obs.index = obs["source_cell"] + "_" + condition.label + "_" + obs["sample"].astype(str)
-        else:
-            obs.index = obs["source_cell"] + "_" + condition.label
-        return obs.rename_axis(None)
-
-    def _support(self, condition: Condition, labels: np.ndarray) -> pd.Categorical:
-        """What each prediction rests on; see :meth:`predict_perturbation`."""
-        trained = {(key, label) for key, label in self.trained_conditions_}
-        known_keys = {key for key, _ in trained}
-        known_members = {member for (members, _), _ in trained for member in members}
-        if condition.is_control:
-            unseen = "seen"
-        elif condition.key in known_keys:
-            unseen = "new context"
-        elif all(member in known_members for member in condition.members):
-            unseen = "new combination"
-        else:
-            unseen = "new perturbation"
-        values = ["seen" if (condition.key, int(label)) in trained else unseen for label in labels]
-        return pd.Categorical(values, categories=["seen", "new context", "new combination", "new perturbation"])
-
-    def _describe(self, call: PredictionCall, conditions: list[Condition]) -> dict[str, Any]:
+    def _describe(self, call: PredictionCall, requests: list[Request]) -> dict[str, Any]:
+        batches = sorted({request.batch or "own" for request in requests})
         return {
             "return_type": call.return_type,
-            "units": _UNITS[call.return_type],
-            "perturbations": [condition.label for condition in conditions],
+            "units": UNITS[call.return_type],
+            "perturbations": [request.condition.label for request in requests],
             "seed": call.seed,
             "solver": type(call.solver).__name__.lower(),
             "n_steps": getattr(call.solver, "n_steps", -1),
             "n_samples": call.n_samples,
-            "batch": "own" if call.batch is None else call.batch,
+            "batch": batches[0] if len(batches) == 1 else batches,
             "flow_source": self.flow_source,
             "versions": {name: version(name) for name in ("cfmvc_scvi", "scvi-tools", "torch")},
         }
@@ -382,7 +348,3 @@ class PredictionMixin(CalibrationMixin):
 def latent_var(n_latent: int) -> pd.DataFrame:
     """Names of the intrinsic latent's dimensions."""
     return pd.DataFrame(index=[f"z_int_{i}" for i in range(n_latent)])
-
-
-def _dose_text(condition: Condition) -> str:
-    return "+".join(f"{dose:g}" for dose in condition.doses) or "0"

@@ -6,7 +6,6 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-import torch
 from scvi import REGISTRY_KEYS
 from scvi.dataloaders import DataSplitter
 
@@ -16,6 +15,7 @@ from cfmvc_scvi.data.setup import registered_conditions
 from cfmvc_scvi.data.split import split_cells
 from cfmvc_scvi.flow import get_coupling
 from cfmvc_scvi.model.latents import LatentCache
+from cfmvc_scvi.model.populations import Populations
 from cfmvc_scvi.module.initialize import initialize_linear_paths
 from cfmvc_scvi.train import CheckpointFolder, FlowTrainingPlan, VAETrainingPlan, reject_unknown, run_stage
 
@@ -177,12 +177,14 @@ class TrainingMixin:
         if not self.vocabulary.names:
             raise ValueError("All cells are control cells: there is no perturbation for the flow to learn.")
         cache = self._cache_latents()
+        populations = Populations.of(cache, self._fitted_rows(), len(self.cell_types))
+        self._fit_doses(cache, populations)
         if resumed is not None and resumed["finished"]:
-            self._finish_flow(cache)
+            self._finish_flow(cache, populations)
             return
         plan = FlowTrainingPlan(self.module, **(plan_kwargs or {}))
         data = LatentDataModule(
-            cache.flow_data(self.module),
+            cache.flow_data(self.module, self.vocabulary.encode(cache.conditions)),
             self._split,
             get_coupling(self.coupling),
             self.flow_source,
@@ -204,14 +206,14 @@ class TrainingMixin:
             resumed=resumed,
             **trainer_kwargs,
         )
-        self._finish_flow(cache)
+        self._finish_flow(cache, populations)
         if stopped is not None:
             raise stopped
 
-    def _finish_flow(self, cache: LatentCache) -> None:
+    def _finish_flow(self, cache: LatentCache, populations: Populations) -> None:
         """What makes a flow usable once its weights are there."""
         self._remember_conditions(cache)
-        self._calibrate(cache)
+        self._calibrate(cache, populations)
         self.is_flow_trained_ = self.is_trained_ = True
 
     # ---- parts ------------------------------------------------------------------------------------------------
@@ -269,8 +271,7 @@ class TrainingMixin:
         cells = self._reader().read(self.adata)
         condition, conditions = registered_conditions(self.adata, self.setup_keys, self.vocabulary)
         posterior = self._encode(cells)
-        p = torch.from_numpy(self.vocabulary.encode(conditions))
-        cache = LatentCache(cells, posterior, condition, conditions, p)
+        cache = LatentCache(cells, posterior, condition, conditions)
         if not (condition[self._split.train] == 0).any():
             raise ValueError(
                 "There are no control cells among the training cells: train with a larger `train_size`, or check "
@@ -278,13 +279,6 @@ class TrainingMixin:
             )
         cache.set_flow_units(self.module, self._split.train)
         return cache
-
-    def _remember_conditions(self, cache: LatentCache) -> None:
-        """What was trained on, for :attr:`support` columns of predictions."""
-        train = self._split.train
-        labels = cache.cells.context.labels.numpy()[train]
-        pairs = sorted(set(zip(cache.condition[train].tolist(), labels.tolist(), strict=True)))
-        self.trained_conditions_ = [(cache.conditions[code].key, label) for code, label in pairs]
 
     def _flow_steps(self) -> int:
         return _FLOW_STEPS + _FLOW_STEPS_EACH * len(self.vocabulary.names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from scvi import REGISTRY_KEYS
@@ -16,6 +17,23 @@ from cfmvc_scvi._types import FlowContext
 from cfmvc_scvi.flow import LinearPath, Solver, energy_distance
 from cfmvc_scvi.module.likelihood import nb_log_prob
 from cfmvc_scvi.nn import ContextEncoder, Encoder, FlowField, NBDecoder, PerturbationAdapter, VelocityParts
+
+
+@dataclass(frozen=True)
+class BaseFlow:
+    """Solution of the flow without a perturbation.
+
+    Attributes
+    ----------
+    start, end
+        Standardised points at t = 0 and t = 1, shape (n, n_latent).
+    context
+        Context vectors, shape (n, n_context).
+    """
+
+    start: Tensor
+    end: Tensor
+    context: Tensor
 
 
 class CFMVCModule(BaseModuleClass):
@@ -272,23 +290,34 @@ class CFMVCModule(BaseModuleClass):
         return loss
 
     @torch.no_grad()
-    def transport(self, z: Tensor, p: Tensor, context: FlowContext, solver: Solver) -> Tensor:
-        r"""Latents (n, n_latent) moved to where the perturbation takes them.
+    def base_flow(self, z: Tensor, context: FlowContext, solver: Solver) -> BaseFlow:
+        """Start of the latents ``z`` (n, n_latent) and where the base flow takes it: what all perturbations share.
 
-        The cell moves by the difference of two solutions from one starting point: with the perturbation and
-        without. The starting point is the cell itself (``flow_source="control"``) or the noise that the
-        base flow takes to it (``"noise"``). With :math:`p = 0` both solutions are the same numbers and
-        the latent comes back unchanged, whatever the solver.
+        The start is the cell itself (``flow_source="control"``) or the noise that the base flow takes to it
+        (``"noise"``).
         """
         start = self.standardize(z)
         encoded = self.encode_context(context)
-        alpha = self.coefficients(p, context.labels)
+        none = start.new_zeros(len(start), self.flow_field.n_basis)
         if self.flow_source == "noise":
-            start = solver.integrate(self._field(encoded, torch.zeros_like(alpha)), start, 1.0, 0.0)
-        base = solver.integrate(self._field(encoded, torch.zeros_like(alpha)), start)
-        moved = solver.integrate(self._field(encoded, alpha), start)
+            start = solver.integrate(self._field(encoded, none), start, 1.0, 0.0)
+        return BaseFlow(start, solver.integrate(self._field(encoded, none), start), encoded)
+
+    @torch.no_grad()
+    def transport(
+        self, z: Tensor, p: Tensor, context: FlowContext, solver: Solver, base: BaseFlow | None = None
+    ) -> Tensor:
+        r"""Latents (n, n_latent) moved to where the perturbation takes them.
+
+        The cell moves by the difference of two solutions from one starting point: with the perturbation and
+        without. With :math:`p = 0` both solutions are the same numbers and the latent comes back unchanged, whatever
+        the solver. ``base`` is that of :meth:`base_flow` for the same arguments, where it is known already.
+        """
+        base = self.base_flow(z, context, solver) if base is None else base
+        alpha = self.coefficients(p, context.labels)
+        moved = solver.integrate(self._field(base.context, alpha), base.start)
         is_control = (p == 0).all(dim=-1, keepdim=True)  # the adaptive steps depend on all cells of the call
-        return torch.where(is_control, z, z + (moved - base) * self.flow_scale)
+        return torch.where(is_control, z, z + (moved - base.end) * self.flow_scale)
 
     @torch.no_grad()
     def push_forward(self, start: Tensor, p: Tensor, context: FlowContext, solver: Solver) -> Tensor:

@@ -11,7 +11,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 #: Start values of the shared hyperparameters, on the log scale.
-_START = {"length": 1.0, "common": 0.3, "context": 0.2, "slope": 0.05, "noise": 0.6}
+_START = {"length": 1.0, "common": 0.3, "context": 0.2, "slope": 0.05, "noise": 0.6, "pair": 0.1}
 _BOUNDS = (-7.0, 4.0)
 
 
@@ -25,37 +25,45 @@ class MeanEffects:
         Mean log1p CP10k of the population minus that of the controls of its context, shape (n, n_genes).
     variance
         Sampling variance of ``effect``, shape (n, n_genes).
-    p
-        Perturbation vector, shape (n, n_features).
+    members
+        Weighted vectors of the perturbations given together, shape (n, most members, n_features); rows of zeros
+        where there are fewer.
     context
         Index of the context, shape (n,).
     """
 
     effect: np.ndarray
     variance: np.ndarray
-    p: np.ndarray
+    members: np.ndarray
     context: np.ndarray
 
 
 @dataclass
 class EffectGP:
-    r"""Mean effect :math:`y_g(p, c)` of a perturbation vector in a context, for all genes at once.
+    r"""Mean effect of the perturbations :math:`p_1, p_2, \dots` given together in a context, for all genes at once.
 
     .. math::
-        y_g(p, c) = w_g(c) \cdot p, \quad
-        \operatorname{cov}\left[y_g(p, c), y_g(p', c')\right] = p \cdot p' \left[ a_g \left( s_0 + s_1
+        y_g = w_g(c) \cdot p + \sum_{k < l} p_k^\top W_g \, p_l, \qquad p = \sum_k p_k
+
+    .. math::
+        \operatorname{cov}\left[w_g(c) \cdot p, \, w_g(c') \cdot p'\right] = p \cdot p' \left[ a_g \left( s_0 + s_1
         e^{-d(c, c')^2 / 2 l} \right) + s_2 \, x_{cg} x_{c'g} \right]
 
-    with :math:`a_g` the gene's mean squared effect, :math:`d` the distance of the contexts' control profiles in
-    units of its median, and :math:`x_{cg}` the centred control level of the gene. The three terms are an effect
-    common to all contexts, one that similar contexts share, and one that follows how strongly the gene is
-    expressed already; a global slope on :math:`x`, in proportion to the length of :math:`p`, comes on top. The
-    observation noise is a multiple :math:`s_3` of the sampling variance, so a population of few cells counts for
-    little. The hyperparameters are shared by all genes and maximise their summed marginal likelihood
-    (Rasmussen and Williams, 2006, ch. 2 and 5).
+    .. math::
+        \operatorname{cov}\Big[\sum_{k < l} p_k^\top W_g \, p_l, \, \sum_{k < l} p_k'^\top W_g \, p_l'\Big] =
+        \frac{a_g s_4}{4} \sum_{k \ne l} \sum_{m \ne n} (p_k \cdot p'_m)(p_l \cdot p'_n)
 
-    But for the slope, the effect is linear in :math:`p`: additive for combinations, proportional for doses. It is
-    zero for control, and defined for every perturbation that has a vector.
+    with :math:`a_g` the gene's mean squared effect, :math:`d` the distance of the contexts' control profiles in
+    units of its median, and :math:`x_{cg}` the centred control level of the gene. The first three terms are an effect
+    common to all contexts, one that similar contexts share, and one that follows how strongly the gene is
+    expressed already; a global slope on :math:`x`, in proportion to the length of :math:`p`, comes on top. The last
+    is the interaction of perturbations given together, common to all contexts: a pair tells of pairs that share a
+    member, or whose members have similar vectors. The observation noise is a multiple :math:`s_3` of the
+    sampling variance, so a population of few cells counts for little. The hyperparameters are shared by all genes and
+    maximise their summed marginal likelihood (Rasmussen and Williams, 2006, ch. 2 and 5).
+
+    But for the slope and the interactions, the effect is linear in :math:`p`. It is zero for control, and defined
+    for every perturbation that has a vector.
 
     Attributes
     ----------
@@ -72,30 +80,35 @@ class EffectGP:
         x = self.profiles - self.profiles.mean(axis=0)
         amplitude = (data.effect**2).mean(axis=0) + 1e-4
         self.state = {
-            "p": data.p.astype(np.float64),
+            "members": data.members.astype(np.float64),
+            "p": data.members.sum(axis=1, dtype=np.float64),
             "context": data.context,
             "amplitude": amplitude,
             "x": x,
             "distance": _context_distance(self.profiles),
         }
-        genes = np.argsort(-amplitude)[:n_hyper_genes] if len(data.p) <= 60 else np.argsort(-amplitude)[:100]
+        n = len(data.effect)
+        genes = np.argsort(-amplitude)[: n_hyper_genes if n <= 60 else 100]
         self._fit_hyper(data, genes)
-        weights = np.empty((data.effect.shape[1], len(data.p)))
+        weights = np.empty((data.effect.shape[1], n))
         for block in np.array_split(np.arange(data.effect.shape[1]), max(1, data.effect.shape[1] // 500)):
             weights[block] = self._solve(data, block)
         self.state["weights"] = weights
         return self
 
-    def predict(self, p: np.ndarray, context: int) -> np.ndarray:
-        """Mean effect (n_genes,) of the perturbation vector ``p`` in a context."""
+    def predict(self, members: np.ndarray, context: int) -> np.ndarray:
+        """Mean effect (n_genes,) in a context of the perturbations with these vectors, (n_members, n_features)."""
         state = self.state
-        overlap = state["p"] @ p.astype(np.float64)
+        members = members.astype(np.float64)
+        p = members.sum(axis=0)
+        overlap = state["p"] @ p
         rows = state["context"]
         kernel = np.exp(-state["distance"][context, rows] / (2 * self.hyper["length"]))
         shared = self.hyper["common"] + self.hyper["context"] * kernel
         weights = state["weights"]
         x = state["x"]
-        smooth = state["amplitude"] * (weights @ (overlap * shared))
+        pairs = self.hyper["pair"] * pair_overlap(state["members"], members[None])[:, 0]
+        smooth = state["amplitude"] * (weights @ (overlap * shared + pairs))
         level = self.hyper["slope"] * x[context] * np.einsum("gn,ng->g", weights * overlap, x[rows])
         return smooth + level + self.hyper["mean_slope"] * x[context] * _strength(p)
 
@@ -137,6 +150,7 @@ class EffectGP:
         x = state["x"][np.ix_(rows, genes)].T
         arrays = (
             state["p"] @ state["p"].T,
+            pair_overlap(state["members"], state["members"]),
             state["distance"][np.ix_(rows, rows)],
             x,
             x * np.array([_strength(p) for p in state["p"]]),
@@ -145,6 +159,23 @@ class EffectGP:
             data.variance[:, genes].T,
         )
         return tuple(torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64)) for array in arrays)
+
+
+def pair_overlap(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    r"""Inner products of the pairs within conditions, shape (n, m); zero where either has a single member.
+
+    .. math:: \tfrac{1}{4} \sum_{k \ne l} \sum_{m \ne n} (p_k \cdot p'_m)(p_l \cdot p'_n)
+
+    Parameters
+    ----------
+    first, second
+        Vectors of the members, shapes (n, n_members, n_features) and (m, n_members', n_features).
+    """
+    products = np.einsum("iaf,jbf->ijab", first, second, optimize=True)
+    total = products.sum(axis=(2, 3)) ** 2
+    same_first = (products.sum(axis=3) ** 2).sum(axis=2)
+    same_second = (products.sum(axis=2) ** 2).sum(axis=2)
+    return 0.25 * (total - same_first - same_second + (products**2).sum(axis=(2, 3)))
 
 
 def _strength(p: np.ndarray) -> float:
@@ -162,6 +193,7 @@ def _context_distance(profiles: np.ndarray) -> np.ndarray:
 def _covariance(
     theta: Tensor,
     overlap: Tensor,
+    pairs: Tensor,
     distance: Tensor,
     x: Tensor,
     x_strength: Tensor,
@@ -170,11 +202,12 @@ def _covariance(
     variance: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Covariance (n_genes, n, n) of the observed effects and their residuals (n_genes, n) from the mean."""
-    length, common, context, slope, noise = theta[:5].exp()
+    length, common, context, slope, noise, pair = theta[:6].exp()
     shared = common + context * torch.exp(-distance / (2 * length))
-    covariance = overlap * (amplitude[:, None, None] * shared + slope * x[:, :, None] * x[:, None, :])
+    smooth = amplitude[:, None, None] * (overlap * shared + pair * pairs)
+    covariance = smooth + overlap * (slope * x[:, :, None] * x[:, None, :])
     covariance = covariance + torch.diag_embed(noise * variance + 1e-6)
-    return covariance, effect - theta[5] * x_strength
+    return covariance, effect - theta[6] * x_strength
 
 
 def _negative_log_likelihood(theta: Tensor, *terms: Tensor) -> Tensor:

@@ -79,7 +79,3 @@ class PerturbationAdapter(nn.Module):
         if self.gate is not None:
             h = h * (1.0 + self.gate(labels))
         return self.last(torch.tanh(h))
-
-    def embed(self, p: Tensor) -> Tensor:
-        """Perturbation embedding (n, n_hidden): the first layer, common to all cell types."""
-        return torch.tanh(self.first(p))

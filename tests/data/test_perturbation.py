@@ -4,13 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cfmvc_scvi.data.labels import split_label
 from cfmvc_scvi.data.perturbation import (
     PerturbationVocabulary,
     UnknownPerturbationError,
     cell_conditions,
-    find_control_group,
     read_embedding,
-    split_label,
 )
 
 
@@ -129,6 +128,22 @@ def test_one_hot_vectors_add_up():
     assert words.encode([]).shape == (0, 3)
 
 
+def test_members_are_summed_in_the_order_of_the_vocabulary():
+    words = PerturbationVocabulary(["ctrl"], ["Z", "M", "A"], "+")
+    members = words.encode_members([words.parse(label) for label in ("A+M+Z", "Z", "ctrl")])
+    np.testing.assert_array_equal(members[0], np.eye(3))
+    np.testing.assert_array_equal(members[1:], [[[1, 0, 0], [0] * 3, [0] * 3], np.zeros((3, 3))])
+    assert words.stream_key(words.parse("A+Z")) == ((0, 1.0), (2, 1.0))
+
+
+def test_trained_dose_response_replaces_the_straight_line():
+    curve = {"reference": 10.0, "half": 1.0, "slope": 2.0}
+    words = vocabulary(reference_dose={"A": 10.0, "B": 10.0}, dose_response={"A": curve})
+    vectors = words.encode([words.parse("A", dose) for dose in (0, 1, 10)] + [words.parse("A+B", "1+5")])
+    np.testing.assert_allclose(vectors[:, 0], [0, 0.5 / (100 / 101), 1, 0.5 / (100 / 101)], rtol=1e-6)
+    np.testing.assert_allclose(vectors[3, 1], 0.5)
+
+
 def test_doses_are_relative_to_the_reference():
     words = vocabulary(reference_dose={"A": 10.0})
     p = words.encode([words.parse("A+B", "5+2")])
@@ -176,46 +191,6 @@ def test_registry_round_trip(with_embedding):
     np.testing.assert_array_equal(again.encode(conditions), words.encode(conditions))
     assert again.parse("C+ctrl").key == words.parse("C").key
     assert again.control_label == "ctrl"
-
-
-# ---- the control group --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["control", "Ctrl", "DMSO", "non-targeting", "Unstimulated", "NT"])
-def test_usual_control_names_are_found(name):
-    assert find_control_group(["A", name, "B"], None) == [name]
-
-
-def test_given_control_groups():
-    levels = ["A", "ctrl", "DMSO"]
-    assert find_control_group(levels, "A") == ["A"]
-    assert find_control_group(levels, ["DMSO", "ctrl"]) == ["DMSO", "ctrl"]
-
-
-def test_several_usual_names_are_ambiguous():
-    with pytest.raises(ValueError, match=r"several levels look like one: \['ctrl', 'DMSO'\].*`control_group=`"):
-        find_control_group(["A", "ctrl", "DMSO"], None)
-
-
-def test_no_usual_name():
-    with pytest.raises(ValueError, match=r"none of the levels has a usual control name.*\['A', 'B'\]"):
-        find_control_group(["A", "B"], None)
-
-
-def test_control_group_that_does_not_exist():
-    with pytest.raises(ValueError, match=r"\['contrl'\] is not a level.*Close matches: \['control'\]"):
-        find_control_group(["A", "control"], "contrl")
-    with pytest.raises(ValueError, match=r"\['x'\] is not a level"):
-        find_control_group(["A", "control"], ["control", "x"])
-    with pytest.raises(ValueError, match="is not a level"):
-        find_control_group(["A", "control"], [])
-
-
-def test_many_levels_are_cut_short():
-    with pytest.raises(ValueError) as error:
-        find_control_group([f"gene{i}" for i in range(1000)], None)
-    assert "..." in str(error.value)
-    assert len(str(error.value)) < 1000
 
 
 # ---- conditions of a data set -------------------------------------------------------------------------------------

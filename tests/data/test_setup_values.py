@@ -82,7 +82,7 @@ def test_categories_may_be_numbers_or_booleans(simulated, build, fit, levels, ca
     simulated.obs["batch"] = pd.Categorical(column) if categorical else column
     simulated.obs["cell_type"] = np.where(simulated.obs["cell_type"] == "type1", *levels)
     model = fit(build(simulated), vae_max_epochs=1, flow_max_epochs=1)
-    assert model.batches == model.cell_types == [str(level) for level in levels]
+    assert sorted(model.batches) == sorted(model.cell_types) == sorted(str(level) for level in levels)
     predicted = model.predict_perturbation(perturbation="P1", batch=levels[0])
     assert set(predicted.obs["batch"]) == {str(levels[0])}
     only_first = simulated[simulated.obs["batch"] == levels[0]].copy()

@@ -195,7 +195,8 @@ def test_default_is_every_perturbation(trained, cells):
 def test_list_and_frame_of_conditions(trained, cells):
     labels = ["P3", "control", "P1+P3"]
     listed = trained.predict_perturbation(perturbation=labels)
-    framed = trained.predict_perturbation(perturbation=pd.DataFrame({"perturbation": labels, "note": 1}))
+    with pytest.warns(UserWarning, match=r"Columns \['note'\].*are ignored"):
+        framed = trained.predict_perturbation(perturbation=pd.DataFrame({"perturbation": labels, "note": 1}))
     assert listed.obs["perturbation"].tolist() == [label for label in labels for _ in range(cells.n_obs)]
     np.testing.assert_array_equal(listed.X, framed.X)
     np.testing.assert_array_equal(listed.X[: cells.n_obs], trained.predict_perturbation(perturbation="P3").X)

@@ -63,12 +63,6 @@ def test_without_labels_the_cell_type_is_ignored():
     assert torch.equal(net(p, all_labels()), net(p, all_labels().flip(0)))
 
 
-def test_embedding_is_zero_for_control():
-    net = adapter()
-    assert torch.equal(net.embed(torch.zeros(2, 5)), torch.zeros(2, 16))
-    assert net.embed(torch.ones(2, 5)).abs().sum() > 0
-
-
 @pytest.mark.parametrize(
     ("categories", "n_continuous", "n_spatial", "n_out"),
     [([3], 0, 0, 8), ([3, 4], 0, 0, 16), ([3, 4], 0, 2, 32), ([3, 4, 5], 2, 3, 42), ([3], 1, 0, 9)],

@@ -1,0 +1,123 @@
+"""Populations of the training cells: mean and spread of every gene, beside the controls of the same context."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cfmvc_scvi.data.cells import CellTable
+from cfmvc_scvi.data.strata import MIN_CONTROLS, matched_rows, strata
+from cfmvc_scvi.model.change import lognorm_expression
+from cfmvc_scvi.model.latents import LatentCache
+
+#: Cells that make a population.
+_MIN_CELLS = 9
+
+
+@dataclass(frozen=True)
+class Populations:
+    """Control and perturbed populations of the training cells, and their moments of log1p CP10k.
+
+    Attributes
+    ----------
+    control
+        Rows of the control cells of every cell type; all control cells where a type has none.
+    mean0, spread0
+        Mean and variance over those cells, shape (n_labels, n_genes).
+    mean1, spread1
+        The same of every perturbed population, shape (n, n_genes).
+    effect, variance
+        Mean change of every perturbed population against its matched controls, and its sampling variance, (n, n_genes).
+    n_cells, label, condition
+        Cells, cell type and index of the condition of every perturbed population.
+    """
+
+    control: list[np.ndarray]
+    mean0: np.ndarray
+    spread0: np.ndarray
+    mean1: np.ndarray
+    spread1: np.ndarray
+    effect: np.ndarray
+    variance: np.ndarray
+    n_cells: np.ndarray
+    label: np.ndarray
+    condition: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @classmethod
+    def of(cls, cache: LatentCache, rows: np.ndarray, n_labels: int) -> Populations:
+        """Populations of at least nine cells, whose cell type has as many controls.
+
+        The controls of a population are those of its own batches and further categorical covariates, weighted as its
+        cells are spread over them. Cells whose stratum holds fewer than :data:`~cfmvc_scvi.data.strata.MIN_CONTROLS`
+        controls are compared with all controls of the cell type.
+        """
+        labels, condition = cache.cells.context.labels.numpy()[rows], cache.condition[rows]
+        everyone = rows[condition == 0]
+        own = [rows[(condition == 0) & (labels == label)] for label in range(n_labels)]
+        control = [cells if len(cells) else everyone for cells in own]
+        pooled = [(*_moments(cache.cells, cells), len(cells)) for cells in control]
+        code_of_stratum = strata(cache.cells.context)
+        in_stratum = [_control_moments(cache.cells, cells, code_of_stratum[cells]) for cells in own]
+        found = []
+        for code, label in sorted(set(zip(condition.tolist(), labels.tolist(), strict=True))):
+            cells = rows[(condition == code) & (labels == label)]
+            if code > 0 and min(len(cells), len(own[label])) >= _MIN_CELLS:
+                mean, spread = _moments(cache.cells, cells)
+                mean0, variance0 = _matched(code_of_stratum[cells], in_stratum[label], pooled[label])
+                variance = spread / (len(cells) - 1) + variance0 + 1e-4
+                found.append((mean, spread, mean - mean0, variance, len(cells), label, code))
+        n_genes = cache.cells.counts.shape[1]
+        empty = (np.zeros((0, n_genes)),) * 4 + (np.zeros(0), np.zeros(0, dtype=int), np.zeros(0, dtype=int))
+        columns = [np.stack(column) for column in zip(*found, strict=True)] if found else empty
+        return cls(control, np.stack([m for m, _, _ in pooled]), np.stack([v for _, v, _ in pooled]), *columns)
+
+    def spread_effect(self, p: np.ndarray) -> np.ndarray:
+        """Change of every gene's variance per unit of the perturbation vector, (n_features, n_genes), by ridge.
+
+        Parameters
+        ----------
+        p
+            Perturbation vector of every population, shape (n, n_features).
+        """
+        weights = np.sqrt(self.n_cells)[:, None]
+        change = self.spread1 - self.spread0[self.label]
+        gram = p.T @ (weights * p) + np.sqrt(_MIN_CELLS) * np.eye(p.shape[1])
+        return np.linalg.solve(gram, p.T @ (weights * change)).astype(np.float32)
+
+
+#: Mean and variance of every gene, and the number of cells.
+Moments = tuple[np.ndarray, np.ndarray, int]
+
+
+def _control_moments(cells: CellTable, own: np.ndarray, code: np.ndarray) -> dict[int, Moments]:
+    """Mean, variance and number of the controls ``own`` of a cell type in every stratum that has enough of them."""
+    groups = {int(s): own[code == s] for s in np.unique(code)}
+    return {s: (*_moments(cells, rows), len(rows)) for s, rows in groups.items() if len(rows) >= MIN_CONTROLS}
+
+
+def _matched(code: np.ndarray, in_stratum: dict[int, Moments], pooled: Moments) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of the matched controls of cells of these strata, and the sampling variance of that mean, (n_genes,)."""
+    mean, variance = 0.0, 0.0
+    for stratum, n in matched_rows(code, set(in_stratum)).items():
+        mean0, spread0, n0 = pooled if stratum is None else in_stratum[stratum]
+        weight = n / len(code)
+        mean = mean + weight * mean0
+        variance = variance + weight**2 * spread0 / (n0 - 1)
+    return mean, variance
+
+
+def _moments(cells: CellTable, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of log1p CP10k over some cells, shape (n_genes,)."""
+    first = np.zeros(cells.counts.shape[1])
+    second = np.zeros_like(first)
+    chosen = cells.take(rows)
+    for chunk in chosen.chunks(2048):
+        y = lognorm_expression(chosen.dense(chunk), chosen.library[chunk]).astype(np.float64)
+        first += y.sum(axis=0)
+        second += (y**2).sum(axis=0)
+    mean = first / len(rows)
+    return mean, np.maximum(second / len(rows) - mean**2, 0.0)
