@@ -15,7 +15,7 @@ import zarr
 from anndata import AnnData
 from scipy import sparse
 
-from cfmvc_scvi.data.files import remove, remove_partial, require_space, sync, sync_tree, write_error
+from cfmvc_scvi.data.files import h5ad_size, remove, remove_partial, require_space, sync, sync_tree, write_error
 
 _LATENT = "X_cfmvc"
 #: Rows of one chunk of a dense matrix on disk.
@@ -93,7 +93,9 @@ class FileOutput(Output):
         self.path = path
         remove_partial(path)
         self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        self._group: Any = self._open(AnnData(obs=self.obs, var=self.var, uns=self.uns))
+        skeleton = AnnData(obs=self.obs, var=self.var, uns=self.uns)
+        require_space(path.parent, h5ad_size(skeleton), "the prediction")
+        self._group: Any = self._open(skeleton)
         if "X" in self._group:
             del self._group["X"]
         if not self.is_sparse:
