@@ -15,10 +15,11 @@ from lightning.pytorch.callbacks import Callback
 from scvi.model.base import BaseModelClass
 
 from cfmvc_scvi.data.archive import archive_exists, read_archive, write_archive
+from cfmvc_scvi.data.files import write_error
 from cfmvc_scvi.data.fingerprint import data_fingerprint
 from cfmvc_scvi.train.history import merge_histories
 
-_NAME = "checkpoint"
+_NAME, _WHAT = "checkpoint", "a checkpoint of the training"
 #: Attributes of a model that a checkpoint leaves out: they are made again, or belong to the process.
 _LEFT_OUT = {"registry_", "init_params_", "calibration_", "history_", "run_name_", "run_id_"}
 STAGE_NAMES = {"vae": "stage 1 (VAE)", "flow": "stage 2 (flow)"}
@@ -86,8 +87,11 @@ class CheckpointFolder:
         """Put a state in the place of the last one."""
         attributes = {k: v for k, v in vars(model).items() if k.endswith("_") and k[0] != "_" and k not in _LEFT_OUT}
         content = {"runs": self.runs, "attributes": attributes, "rng": rng_state(), **state}
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_archive(self.path, _NAME, content, "a checkpoint of the training")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise write_error(error, self.path, _WHAT) from error
+        write_archive(self.path, _NAME, content, _WHAT)
 
 
 class EpochKeeper(Callback):

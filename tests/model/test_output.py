@@ -43,7 +43,8 @@ def test_what_a_killed_process_left_is_cleared(trained, tmp_path, monkeypatch, r
     with monkeypatch.context() as patch:
         patch.setattr(files, "remove", lambda path: None)  # as if nothing could run after the failure
         patch.setattr("cfmvc_scvi.model.output.remove", lambda path: None)
-        patch.setattr(shutil, "disk_usage", lambda path: Usage(10, 10, 0))
+        free = iter([10**12, 0])
+        patch.setattr(shutil, "disk_usage", lambda path: Usage(10**12, 0, next(free)))
         with pytest.raises(OSError, match="disk is full"):
             predict(trained, out, return_type)
         assert any(name.endswith(".partial") for name in os.listdir(tmp_path))

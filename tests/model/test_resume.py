@@ -299,6 +299,14 @@ def test_a_full_disk_stops_the_training_and_loses_nothing(
     assert_equal(results(model), uninterrupted("plain")[1])
 
 
+def test_a_folder_that_cannot_be_made(simulate, build, fit, tmp_path):
+    (tmp_path / "file").write_text("")
+    model = build(simulate())
+    with pytest.raises(OSError, match="Could not write a checkpoint of the training .*a part of the path is a file"):
+        fit(model, checkpoint_dir=tmp_path / "file")
+    assert not model.is_vae_trained_
+
+
 def test_checkpoints_do_not_change_the_training(simulate, build, fit, tmp_path, uninterrupted):
     model = fit(build(simulate()), checkpoint_dir=tmp_path / "new" / "folder", **RUNS["plain"])
     assert_equal(results(model), uninterrupted("plain")[1])
