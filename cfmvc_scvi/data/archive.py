@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,13 @@ def read_archive(folder: str | os.PathLike, name: str) -> dict[str, Any]:
         return from_plain(head["content"], arrays)
     except ValueError as error:
         raise ArchiveError(f"{folder / name}.json is damaged: {error}") from error
+
+
+def check_attribute_names(names: Iterable[str]) -> None:
+    """Raise unless these are names of attributes that are saved: public, with an underscore at the end."""
+    for name in names:
+        if not name.isidentifier() or not name.endswith("_") or name.startswith("_"):
+            raise ArchiveError(f"The file holds the attribute {name!r}, which no model has: it is damaged. {_ADVICE}")
 
 
 def archive_exists(folder: str | os.PathLike, name: str) -> bool:

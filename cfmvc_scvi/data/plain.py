@@ -230,6 +230,13 @@ def _decode_frame(columns: list, plain: dict, arrays: Mapping[str, np.ndarray]) 
     return frame
 
 
+def _decode_strings(items: list, plain: dict, arrays: Mapping[str, np.ndarray]) -> pd.api.extensions.ExtensionArray:
+    dtype = pd.api.types.pandas_dtype(plain["dtype"])
+    if not isinstance(dtype, pd.StringDtype):
+        raise ValueError(f"A column of text cannot have the type {dtype}.")
+    return pd.array(items, dtype=dtype)
+
+
 def _decode_categorical(codes: str, plain: dict, arrays: Mapping[str, np.ndarray]) -> pd.Categorical:
     return pd.Categorical.from_codes(arrays[codes], _decode(plain["categories"], arrays), ordered=plain["ordered"])
 
@@ -246,7 +253,7 @@ _DECODERS: dict[str, Callable[[Any, dict, Mapping[str, np.ndarray]], Any]] = {
     "$scalar": lambda item, plain, arrays: _decode(item, arrays)[()],
     "$tensor": _decode_tensor,
     "$sparse": _decode_sparse,
-    "$strings": lambda items, plain, arrays: pd.array(items, dtype=plain["dtype"]),
+    "$strings": _decode_strings,
     "$frame": _decode_frame,
     "$series": lambda column, plain, arrays: pd.Series(
         _decode(column, arrays), index=_decode(plain["index"], arrays), name=_decode(plain["name"], arrays)

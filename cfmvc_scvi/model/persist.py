@@ -14,7 +14,14 @@ from scvi import settings
 from scvi.model.base import BaseModelClass
 
 from cfmvc_scvi._compat import parse_device, read_pickled_model
-from cfmvc_scvi.data.archive import ArchiveError, archive_exists, check_file, read_archive, read_head, write_archive
+from cfmvc_scvi.data.archive import (
+    archive_exists,
+    check_attribute_names,
+    check_file,
+    read_archive,
+    read_head,
+    write_archive,
+)
 from cfmvc_scvi.data.files import atomic_write, h5ad_size, require_space
 
 _ARCHIVE, _PICKLE, _DATA = "model", "model.pt", "adata.h5ad"
@@ -181,12 +188,11 @@ class PersistenceMixin:
     @classmethod
     def _restore(cls, adata: AnnData | None, registry: dict, attributes: dict[str, Any]) -> BaseModelClass:
         """A model with its attributes, from the arguments it was made with."""
+        check_attribute_names(attributes)
         init = attributes.pop("init_params_")
         variable = {name: value for group in init["kwargs"].values() for name, value in group.items()}
         model = cls(adata, registry=registry, **init["non_kwargs"], **variable)
         for name, value in attributes.items():
-            if not (name.isidentifier() and name.endswith("_")) or name.startswith("_"):
-                raise ArchiveError(f"The model's file has the attribute {name!r}, which no model has: it is damaged.")
             setattr(model, name, value)
         return model
 

@@ -14,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from scvi.model.base import BaseModelClass
 
-from cfmvc_scvi.data.archive import archive_exists, read_archive, write_archive
+from cfmvc_scvi.data.archive import archive_exists, check_attribute_names, read_archive, write_archive
 from cfmvc_scvi.data.files import write_error
 from cfmvc_scvi.data.fingerprint import data_fingerprint
 from cfmvc_scvi.train.history import merge_histories
@@ -185,6 +185,7 @@ class EpochKeeper(Callback):
 
 def put_into(model: BaseModelClass, state: Mapping[str, Any]) -> None:
     """Attributes, weights, random states and, of a stage that is through, the metrics of a checkpoint."""
+    check_attribute_names(state["attributes"])
     for name, value in state["attributes"].items():
         setattr(model, name, value)
     model.history_ = (

@@ -11,6 +11,8 @@ from torch import Tensor
 
 #: Losses above these multiples of the reference are divergence: in any epoch, and in the last.
 _ANY_EPOCH, _LAST_EPOCH = 10.0, 3.0
+#: Cells whose batches give the reference of stage 1: one small batch can be far from the rest.
+_FIRST_CELLS = 128
 _STAGES = {
     "vae": ("stage 1 (VAE)", "negative ELBO", "at the start of the training", "vae_plan_kwargs"),
     "flow": ("stage 2 (flow)", "flow-matching loss", "of a flow that moves nothing", "flow_plan_kwargs"),
@@ -20,8 +22,9 @@ _STAGES = {
 class DivergenceWatch(Callback):
     """Raises when the mean loss of an epoch is far above a reference.
 
-    The reference of stage 1 is the loss of the first batch, before any step: the networks start at the principal
-    components. That of stage 2 is the loss of a field that is zero, on the same pairs.
+    The reference of stage 1 is the largest loss among the batches of the first 128 cells, so of the first batch where
+    that is as large, before any step: the networks start at the principal components. That of stage 2 is the loss of a
+    field that is zero, on the same pairs.
 
     Parameters
     ----------
@@ -31,7 +34,7 @@ class DivergenceWatch(Callback):
 
     def __init__(self, stage: str) -> None:
         self.stage = stage
-        self._first: float | None = None
+        self._first, self._first_cells = 0.0, 0
         self._reset(0)
 
     def on_train_epoch_start(self, trainer: Trainer, plan: LightningModule) -> None:
@@ -47,8 +50,9 @@ class DivergenceWatch(Callback):
         if self.stage == "flow":
             still = (batch.z1 - batch.z0).square().sum(dim=-1).mean()
             self._still = self._still + still * (1.0 + plan.module.energy_weight)
-        elif self._first is None:
-            self._first = float(loss)
+        elif self._first_cells < _FIRST_CELLS:
+            self._first = max(self._first, float(loss))
+            self._first_cells += len(next(iter(batch.values())) if isinstance(batch, dict) else batch)
 
     def on_train_epoch_end(self, trainer: Trainer, plan: LightningModule) -> None:
         """Compare the epoch's mean loss with the reference."""
@@ -61,11 +65,11 @@ class DivergenceWatch(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What a run goes on with."""
-        return {"first": self._first}
+        return {"first": self._first, "first_cells": self._first_cells}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Counterpart of :meth:`state_dict`."""
-        self._first = state_dict["first"]
+        self._first, self._first_cells = state_dict["first"], state_dict["first_cells"]
 
     def _reset(self, epoch: int) -> None:
         self._epoch = epoch

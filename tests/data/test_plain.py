@@ -104,6 +104,8 @@ def test_frames_and_categories_come_back():
     found = there_and_back(objects)
     pd.testing.assert_frame_equal(found, objects)
     assert found.dtypes.tolist() == [np.dtype(object)]
+    text = pd.DataFrame({"t": pd.array(["a", None], dtype="string")})
+    pd.testing.assert_frame_equal(there_and_back(text), text)
     series = pd.Series([1, 2], index=pd.MultiIndex.from_tuples([("a", 1), ("b", 2)], names=["x", "y"]), name="s")
     pd.testing.assert_series_equal(there_and_back(series), series)
 
@@ -143,6 +145,7 @@ def test_other_values_are_refused_with_their_place(value, what):
         {"$dict": [[[], 1]]},
         {"$float": "__import__('os')"},
         {"$times": "a0", "dtype": "f8"},
+        {"$strings": [1], "dtype": "Int64"},
     ],
 )
 def test_what_was_not_written_by_us_is_refused(plain):

@@ -50,6 +50,17 @@ def test_divergence_that_stays_finite(simulated, build, fit, stage, argument, lr
     assert f"pass a lower one, `{argument}={{'lr': {lr / 10:g}}}`" in message
 
 
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_small_batches_of_very_different_cells_are_no_divergence(simulate, build, fit, batch_size):
+    """Libraries of 10 to 100,000: the loss of one cell says little about that of the next."""
+    adata = simulate(n_cells=60)
+    x = adata.X.toarray()
+    library = np.geomspace(10, 1e5, 60)[np.random.default_rng(0).permutation(60)]
+    adata.X = np.ceil(x * (library / x.sum(axis=1))[:, None]).astype(np.float32)
+    model = fit(build(adata), batch_size=batch_size, flow_batch_size=batch_size, vae_max_epochs=2, flow_max_epochs=2)
+    assert np.isfinite(model.predict_perturbation().X).all()
+
+
 def test_a_learning_rate_ten_times_too_large(simulate, build, fit):
     """It trains, and to a loss that is no worse than before the first step."""
     plans = {"vae_plan_kwargs": {"lr": 1e-2}, "flow_plan_kwargs": {"lr": 1e-2}}
