@@ -103,14 +103,18 @@ def test_how_categories_are_stored(models, name, kind, categories, text):
     np.testing.assert_array_equal(predict(model, new, kind), predict(model, cells, kind))
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
-@given(start=st.text("abcdexyz0189 -_.", min_size=1, max_size=6).filter(lambda text: text.strip() == text))
-def test_names_of_categories_do_not_matter(simulate, build, fit, start):
-    """A model of renamed categories (in the same order) is the same model."""
+names = st.text("abcdexyz0189 -_.", min_size=1, max_size=6).filter(lambda text: text.strip() == text != "")
+
+
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck))
+@given(levels=st.lists(names, min_size=4, max_size=4, unique=True))
+def test_names_of_categories_do_not_matter(simulate, build, fit, levels):
+    """A model of renamed categories is the same model, whatever the order of the names."""
     first, second = simulate(), simulate()
-    for key in ("batch", "cell_type"):
-        second.obs[key] = [f"{start}{level}" for level in second.obs[key]]
+    for key, new in (("batch", levels[:2]), ("cell_type", levels[2:])):
+        old = list(second.obs[key].astype("category").cat.categories)
+        second.obs[key] = second.obs[key].astype(str).map(dict(zip(old, new, strict=True)))
     one, two = (fit(build(adata), vae_max_epochs=1, flow_max_epochs=1) for adata in (first, second))
     np.testing.assert_array_equal(one.get_latent_representation(), two.get_latent_representation())
     np.testing.assert_array_equal(predict(one, None, "mean"), predict(two, None, "mean"))
-    assert two.cell_types == [f"{start}{level}" for level in one.cell_types]
+    assert sorted(two.cell_types) == sorted(levels[2:])
