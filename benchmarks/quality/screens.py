@@ -1,4 +1,4 @@
-"""Held-out contexts, pairs and unseen perturbations on simulated screens with known truth.
+"""Held-out contexts, pairs, doses and unseen perturbations on simulated screens with known truth.
 
     python benchmarks/quality/screens.py [--seeds 0 1 2] [--only simulated-context ...]
 
@@ -39,11 +39,13 @@ def train(adata: AnnData, seed: int, size_factor: str | None, **setup) -> CFMVC:
     return model
 
 
-def truth_rows(control: AnnData, label: str, predictions: dict[str, np.ndarray]) -> list[dict]:
+def truth_rows(
+    control: AnnData, label: str, predictions: dict[str, np.ndarray], dosage: float | None = None
+) -> list[dict]:
     """Scores against the known counterfactual means."""
     library = control.obs["total"].to_numpy()
     before = np.log1p(control.layers["true_mean"] / library[:, None] * 1e4)
-    after = np.log1p(data.counterfactual_mean(control, label) / library[:, None] * 1e4)
+    after = np.log1p(data.counterfactual_mean(control, label, dosage=dosage) / library[:, None] * 1e4)
     change = (after - before).mean(axis=0)
     own = expression(control, "total")
     rows = []
@@ -51,7 +53,7 @@ def truth_rows(control: AnnData, label: str, predictions: dict[str, np.ndarray])
         found = (predicted - own).mean(axis=0)
         rows.append(
             {
-                "condition": label,
+                "condition": label if dosage is None else f"{label} {dosage:g}",
                 "method": name,
                 "RMSE per cell": np.sqrt(np.mean((predicted - after) ** 2)),
                 "Pearson-Δ": 0.0 if not found.any() else np.corrcoef(found, change)[0, 1],
@@ -154,11 +156,72 @@ def simulated_unseen(seed: int) -> list[dict]:
     return rows
 
 
+def simulated_one_seen(seed: int) -> list[dict]:
+    """Pairs of which one member was never measured, alone or in a pair, and is known by its vector."""
+    adata = simulated(seed, n_cell_types=3, n_perturbations=16, n_pairs=24, interaction=0.5)
+    labels = adata.obs["perturbation"].astype(str)
+    unseen = {"P2", "P9"}
+    holds = np.array([bool(unseen & set(label.split("+"))) for label in labels])
+    seen = adata[~holds].copy()
+    pairs = sorted({label for label in labels[holds] if "+" in label and not set(label.split("+")) <= unseen})
+    control = adata[(labels == "control").to_numpy()].copy()
+    own = expression(control, "total")
+    table = adata.uns["perturbation_embedding"]
+    order = np.random.default_rng(seed).permutation(len(table))
+    singles = [label for label in seen.obs["perturbation"].astype(str).unique() if label in table.index]
+    deltas = np.stack([mean_change(seen, label) for label in singles])
+    models = {}
+    for name, vectors in (("informative", table), ("shuffled", table.set_axis(table.index[order]))):
+        seen.uns["vectors"] = vectors
+        setup = {"combination_delimiter": "+", "perturbation_embedding_key": "vectors"}
+        models[f"CFMVC, {name} vectors"] = train(seen, seed, "total", **setup)
+    rows = []
+    for pair in pairs:
+        [known], [new] = set(pair.split("+")) - unseen, set(pair.split("+")) & unseen
+        ridge = metrics.ridge_embedding(table.loc[singles].to_numpy(), deltas, table.loc[[new]].to_numpy())
+        predictions = {
+            **{name: expression(m.predict_perturbation(control, pair), "total") for name, m in models.items()},
+            "no change": own,
+            "the seen one alone": own + mean_change(seen, known),
+            "additive, ridge for the unseen one": own + mean_change(seen, known) + np.asarray(ridge).reshape(-1),
+        }
+        rows += truth_rows(control, pair, predictions)
+    return rows
+
+
+def simulated_doses(seed: int) -> list[dict]:
+    """A dose between seen ones, left out for every perturbation."""
+    doses = [0.1, 0.3, 1.0, 3.0, 10.0]
+    adata = simulated(seed, n_cell_types=3, n_perturbations=4, n_pairs=0, doses=doses)
+    left_out, below, above = 1.0, 0.3, 3.0
+    seen = adata[adata.obs["dosage"] != left_out].copy()
+    model = train(seen, seed, "total", dosage_key="dosage")
+    control = adata[(adata.obs["perturbation"] == "control").to_numpy()].copy()
+    own = expression(control, "total")
+    rows = []
+    for label in sorted(set(adata.obs["perturbation"].astype(str)) - {"control"}):
+        at = {}
+        for dose in (below, above):
+            chosen = seen[(seen.obs["dosage"] == dose) | (seen.obs["perturbation"] == "control")]
+            at[dose] = mean_change(chosen, label)
+        predictions = {
+            "CFMVC": expression(model.predict_perturbation(control, label, dosage=left_out), "total"),
+            "no change": own,
+            "shift of the dose below": own + at[below],
+            "shift of the dose above": own + at[above],
+            "mean of both shifts": own + (at[below] + at[above]) / 2,
+        }
+        rows += truth_rows(control, label, predictions, left_out)
+    return rows
+
+
 TASKS: dict[str, Callable[[int], list[dict]]] = {
     "simulated-context": simulated_context,
     "simulated-pairs-interacting": partial(simulated_pairs, interaction=0.5),
     "simulated-pairs-additive": partial(simulated_pairs, interaction=0.0),
+    "simulated-pairs-one-seen": simulated_one_seen,
     "simulated-unseen": simulated_unseen,
+    "simulated-doses": simulated_doses,
 }
 
 

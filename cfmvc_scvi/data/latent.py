@@ -12,7 +12,7 @@ from numpy.random import Generator
 from torch import Tensor
 
 from cfmvc_scvi._types import CellSplit, FlowBatch, FlowContext
-from cfmvc_scvi.data.strata import MIN_CONTROLS, strata
+from cfmvc_scvi.data.strata import matched_strata, strata
 from cfmvc_scvi.flow import Coupling
 
 
@@ -48,9 +48,9 @@ class PairLoader:
     """Batches of paired source and target latents; every pass draws and pairs anew.
 
     Targets are all cells of the rows given, so every condition counts in proportion to its cells. A perturbed
-    cell is paired with a control cell of its own cell type, batch and further categorical covariates (of its cell
-    type alone where those are fewer than :data:`~cfmvc_scvi.data.strata.MIN_CONTROLS`, of any type where its own
-    has none), or with noise; a control cell with itself, or with noise.
+    cell is paired with a control cell of its own cell type (of any type where its own has none), within its batch and
+    further categorical covariates where those are unbalanced (:mod:`~cfmvc_scvi.data.strata`), or with noise; a control
+    cell with itself, or with noise.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def _group_rows(
 ) -> list[tuple[np.ndarray, np.ndarray | None]]:
     """Target rows by condition, cell type and stratum, with the rows of their controls; ``None`` for control targets.
 
-    Cells whose stratum has too few controls of their cell type form one group, with all controls of the cell type.
+    Cells that are not matched within strata form one group, with all controls of the cell type.
     """
     labels, stratum, condition = data.context.labels.numpy(), strata(data.context), data.condition
     pool = rows[condition[rows] == 0]
@@ -181,12 +181,9 @@ def _group_rows(
             continue
         own = pool[labels[pool] == label]
         rest = np.ones(len(targets), dtype=bool)
-        for s in np.unique(stratum[targets]):
-            sources = own[stratum[own] == s]
-            if len(sources) >= MIN_CONTROLS:
-                here = stratum[targets] == s
-                groups.append((targets[here], sources))
-                rest &= ~here
+        for s, here in matched_strata(stratum[targets], stratum[own]).items():
+            groups.append((targets[here], own[stratum[own] == s]))
+            rest &= ~here
         sources = own if len(own) else pool
         if rest.any() and (len(sources) or not need_controls):
             groups.append((targets[rest], sources))

@@ -1,4 +1,9 @@
-"""Strata: cells of one batch and one level of every further categorical covariate; controls are matched within them."""
+"""Strata: cells of one batch and one level of every further categorical covariate.
+
+Where perturbed cells are spread over strata as their controls are, all controls of the cell type serve: more cells,
+less noise. Where they are not, a comparison with all of them would take a difference of strata for an effect, so each
+cell is compared within its own stratum.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,9 @@ from cfmvc_scvi._types import FlowContext
 
 #: Control cells that a stratum needs to be compared with on its own.
 MIN_CONTROLS = 10
+#: Total variation distance of two spreads over strata above which controls are matched. Chance alone makes about 0.15
+#: of samples of 100 cells over eight donors.
+MIN_IMBALANCE = 0.3
 
 
 def strata(context: FlowContext) -> np.ndarray:
@@ -17,18 +25,28 @@ def strata(context: FlowContext) -> np.ndarray:
     return np.ravel_multi_index(table.T, levels) if len(table) else np.zeros(0, dtype=np.int64)
 
 
-def matched_rows(code: np.ndarray, matched: set[int]) -> dict[int | None, int]:
-    """Number of cells in each stratum that has controls of its own; ``None`` counts the rest.
+def imbalance(code: np.ndarray, control: np.ndarray) -> float:
+    """Total variation distance between the spreads of two groups of cells over strata: 0 alike, 1 apart."""
+    levels, of_row = np.unique(np.r_[code, control], return_inverse=True)
+    first = np.bincount(of_row[: len(code)], minlength=len(levels)) / len(code)
+    second = np.bincount(of_row[len(code) :], minlength=len(levels)) / len(control)
+    return float(np.abs(first - second).sum() / 2)
+
+
+def matched_strata(code: np.ndarray, control: np.ndarray) -> dict[int, np.ndarray]:
+    """Strata in which perturbed cells are compared with the controls there: which of the cells are in each.
 
     Parameters
     ----------
     code
-        Strata of the cells, shape (n_cells,).
-    matched
-        Strata with enough controls.
+        Strata of the perturbed cells, shape (n,).
+    control
+        Strata of the controls of their cell type.
+
+    Returns
+    -------
+    Stratum to booleans (n,); nothing where both are spread alike. Cells in none are compared with all controls.
     """
-    counts: dict[int | None, int] = {}
-    for stratum, n in zip(*np.unique(code, return_counts=True), strict=True):
-        key = int(stratum) if int(stratum) in matched else None
-        counts[key] = counts.get(key, 0) + int(n)
-    return counts
+    if not len(code) or not len(control) or imbalance(code, control) <= MIN_IMBALANCE:
+        return {}
+    return {int(s): code == s for s in np.unique(code) if (control == s).sum() >= MIN_CONTROLS}

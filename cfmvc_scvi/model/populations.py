@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cfmvc_scvi.data.cells import CellTable
-from cfmvc_scvi.data.strata import MIN_CONTROLS, matched_rows, strata
+from cfmvc_scvi.data.strata import matched_strata, strata
 from cfmvc_scvi.model.change import lognorm_expression
 from cfmvc_scvi.model.latents import LatentCache
 
@@ -51,23 +51,22 @@ class Populations:
     def of(cls, cache: LatentCache, rows: np.ndarray, n_labels: int) -> Populations:
         """Populations of at least nine cells, whose cell type has as many controls.
 
-        The controls of a population are those of its own batches and further categorical covariates, weighted as its
-        cells are spread over them. Cells whose stratum holds fewer than :data:`~cfmvc_scvi.data.strata.MIN_CONTROLS`
-        controls are compared with all controls of the cell type.
+        The controls of a population are all of its cell type. Where the two are spread differently over batches and
+        further categorical covariates (:mod:`~cfmvc_scvi.data.strata`), they are those of the same strata, weighted as
+        the population's cells are spread over them.
         """
         labels, condition = cache.cells.context.labels.numpy()[rows], cache.condition[rows]
         everyone = rows[condition == 0]
         own = [rows[(condition == 0) & (labels == label)] for label in range(n_labels)]
         control = [cells if len(cells) else everyone for cells in own]
         pooled = [(*_moments(cache.cells, cells), len(cells)) for cells in control]
-        code_of_stratum = strata(cache.cells.context)
-        in_stratum = [_control_moments(cache.cells, cells, code_of_stratum[cells]) for cells in own]
+        controls = MatchedControls(cache.cells, own, pooled)
         found = []
         for code, label in sorted(set(zip(condition.tolist(), labels.tolist(), strict=True))):
             cells = rows[(condition == code) & (labels == label)]
             if code > 0 and min(len(cells), len(own[label])) >= _MIN_CELLS:
                 mean, spread = _moments(cache.cells, cells)
-                mean0, variance0 = _matched(code_of_stratum[cells], in_stratum[label], pooled[label])
+                mean0, variance0 = controls.mean(cells, label)
                 variance = spread / (len(cells) - 1) + variance0 + 1e-4
                 found.append((mean, spread, mean - mean0, variance, len(cells), label, code))
         n_genes = cache.cells.counts.shape[1]
@@ -93,21 +92,41 @@ class Populations:
 Moments = tuple[np.ndarray, np.ndarray, int]
 
 
-def _control_moments(cells: CellTable, own: np.ndarray, code: np.ndarray) -> dict[int, Moments]:
-    """Mean, variance and number of the controls ``own`` of a cell type in every stratum that has enough of them."""
-    groups = {int(s): own[code == s] for s in np.unique(code)}
-    return {s: (*_moments(cells, rows), len(rows)) for s, rows in groups.items() if len(rows) >= MIN_CONTROLS}
+class MatchedControls:
+    """Mean of the controls that a population is compared with.
 
+    Parameters
+    ----------
+    cells
+        All cells.
+    own
+        Rows of the control cells of every cell type.
+    pooled
+        Their moments.
+    """
 
-def _matched(code: np.ndarray, in_stratum: dict[int, Moments], pooled: Moments) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of the matched controls of cells of these strata, and the sampling variance of that mean, (n_genes,)."""
-    mean, variance = 0.0, 0.0
-    for stratum, n in matched_rows(code, set(in_stratum)).items():
-        mean0, spread0, n0 = pooled if stratum is None else in_stratum[stratum]
-        weight = n / len(code)
-        mean = mean + weight * mean0
-        variance = variance + weight**2 * spread0 / (n0 - 1)
-    return mean, variance
+    def __init__(self, cells: CellTable, own: list[np.ndarray], pooled: list[Moments]) -> None:
+        self._cells, self._own, self._pooled = cells, own, pooled
+        self._code = strata(cells.context)
+        self._moments: dict[tuple[int, int], Moments] = {}
+
+    def mean(self, rows: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean of the matched controls of the cells ``rows`` of a type, and its sampling variance, (n_genes,) both."""
+        groups = matched_strata(self._code[rows], self._code[self._own[label]])
+        parts = [(self._in_stratum(label, stratum), here.sum()) for stratum, here in groups.items()]
+        rest = len(rows) - sum(n for _, n in parts)
+        if rest:
+            parts.append((self._pooled[label], rest))
+        weights = [n / len(rows) for _, n in parts]
+        mean = sum(w * moments[0] for w, (moments, _) in zip(weights, parts, strict=True))
+        variance = sum(w**2 * m[1] / (m[2] - 1) for w, (m, _) in zip(weights, parts, strict=True))
+        return mean, variance
+
+    def _in_stratum(self, label: int, stratum: int) -> Moments:
+        if (label, stratum) not in self._moments:
+            rows = self._own[label][self._code[self._own[label]] == stratum]
+            self._moments[label, stratum] = (*_moments(self._cells, rows), len(rows))
+        return self._moments[label, stratum]
 
 
 def _moments(cells: CellTable, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
