@@ -195,7 +195,7 @@ def _warn_of_empty(adata: AnnData, counts: CountSummary, where: str) -> None:
 
 def _warn_of_small_libraries(library: pd.Series, counts: CountSummary, key: str) -> None:
     n_small = int((library.to_numpy(dtype=float) < counts.rows / 2).sum())
-    if n_small:
+    if n_small > 0.05 * len(library):
         _warn(
             f"adata.obs[{key!r}] is less than half the sum of the counts for {n_small} of {len(library)} cells: "
             "`size_factor_key` is the cell's library size in counts (all its genes), not a normalisation factor around "
