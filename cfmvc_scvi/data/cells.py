@@ -190,7 +190,7 @@ class CellReader:
         names = [str(level) for level in levels]
         if key in adata.obs:
             n_missing = int(adata.obs[key].isna().sum())
-            if n_missing:
+            if n_missing and not allow_unknown:
                 raise ValueError(
                     f"adata.obs[{key!r}], the {what}, is missing for {n_missing} cells: give each one of {names[:20]}, "
                     "or leave them out."
