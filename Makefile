@@ -5,6 +5,7 @@
 #   make lint            ruff: rules and format
 #   make docs            HTML pages, warnings are errors                        -> docs/_build/html
 #   make bench-quality   quality of the predictions beside the baselines
+#   make bench-robustness  odd input, interruptions, precision, memory: what happens
 #   make clean           remove what the targets wrote;   make distclean        the environment too
 
 SHELL := /bin/bash
@@ -38,7 +39,7 @@ BENCH_READY := $(VENV)/.bench-ready
 # Directories too: they change when a file is removed.
 SOURCES := $(shell find cfmvc_scvi -not -name '*.pyc' -not -name __pycache__)
 
-.PHONY: env demo test test-fast lint docs bench-quality clean distclean
+.PHONY: env demo test test-fast lint docs bench-quality bench-robustness clean distclean
 
 env: $(PACKAGE_READY)
 
@@ -88,6 +89,10 @@ docs: $(PACKAGE_READY) $(DOCS_READY)
 
 bench-quality: $(PACKAGE_READY) $(BENCH_READY)
 	$(BIN)/python benchmarks/quality/kang.py $(BENCH_ARGS)
+
+bench-robustness: $(PACKAGE_READY)
+	set -e; for script in inputs new_data mistakes memory interrupted_writes precision kill_and_resume; do \
+	    echo "== $$script"; $(BIN)/python benchmarks/robustness/$$script.py; done
 
 clean:
 	rm -rf build dist demo_output lightning_logs docs/_build docs/generated docs/tutorials

@@ -17,7 +17,9 @@ from torch import Tensor
 
 from cfmvc_scvi._constants import CFMVC_KEYS
 from cfmvc_scvi._types import FlowContext
-from cfmvc_scvi.data.setup import SetupKeys, check_counts, check_finite_column, counts_matrix
+from cfmvc_scvi.data.counts import check_counts
+from cfmvc_scvi.data.setup import SetupKeys, counts_matrix, counts_name
+from cfmvc_scvi.data.validate import check_finite_column, check_unique_genes
 
 #: Rows that go through the networks together; see :meth:`CellTable.padded`.
 ROW_UNIT = 32
@@ -135,11 +137,13 @@ class CellReader:
             For genes or categories that are missing or unknown, naming them.
         """
         counts = self._align_genes(adata)
-        check_counts(counts, "the counts")
+        found = check_counts(
+            counts, counts_name(self.keys.layer), allow_noncounts=self.keys.allow_noncounts, warn=False, is_new=False
+        )
         if sparse.issparse(counts):
             counts = counts.tocsr()
         size_factor = self._size_factor(adata)
-        library = np.asarray(counts.sum(axis=1)).ravel() if size_factor is None else size_factor
+        library = found.rows if size_factor is None else size_factor
         return CellTable(
             counts=counts,
             obs=adata.obs,
@@ -152,8 +156,7 @@ class CellReader:
         matrix = counts_matrix(adata, self.keys.layer)
         if adata.var_names.equals(self.var_names):
             return matrix
-        if not adata.var_names.is_unique:
-            raise ValueError("adata.var_names are not unique: call `adata.var_names_make_unique()` first.")
+        check_unique_genes(adata)
         columns = adata.var_names.get_indexer(self.var_names)
         missing = self.var_names[columns < 0]
         if len(missing):
@@ -186,6 +189,12 @@ class CellReader:
             return np.zeros(adata.n_obs, dtype=np.int64)
         names = [str(level) for level in levels]
         if key in adata.obs:
+            n_missing = int(adata.obs[key].isna().sum())
+            if n_missing and not allow_unknown:
+                raise ValueError(
+                    f"adata.obs[{key!r}], the {what}, is missing for {n_missing} cells: give each one of {names[:20]}, "
+                    "or leave them out."
+                )
             values = adata.obs[key].astype(str).to_numpy()
         elif default is not None:
             values = np.full(adata.n_obs, str(default))

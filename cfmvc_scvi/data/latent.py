@@ -62,6 +62,8 @@ class PairLoader:
         Draw the same pairs in every pass (for validation).
     spare_controls
         Control rows to pair with where ``rows`` holds no control cell.
+    first_epoch
+        Number of the first pass: a pass depends on the seed and its number alone.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class PairLoader:
         seed: int = 0,
         fixed: bool = False,
         spare_controls: np.ndarray | None = None,
+        first_epoch: int = 0,
     ) -> None:
         self.data = data
         self.rows = rows
@@ -83,6 +86,7 @@ class PairLoader:
         self.batch_size = batch_size
         self.seed = seed
         self.fixed = fixed
+        self.first_epoch = first_epoch
         self._passes = 0
         self._groups = _group_rows(data, rows, spare_controls, need_controls=source == "control")
         if not self._groups:
@@ -92,7 +96,7 @@ class PairLoader:
         return max(1, -(-len(self.rows) // self.batch_size))
 
     def __iter__(self) -> Iterator[FlowBatch]:
-        rng = np.random.default_rng([self.seed, 0 if self.fixed else self._passes])
+        rng = np.random.default_rng([self.seed, 0 if self.fixed else self.first_epoch + self._passes])
         self._passes += 1
         targets, z0, z1 = self._pair(rng)
         order = rng.permutation(len(targets))
@@ -125,7 +129,9 @@ class PairLoader:
 
 
 class LatentDataModule(LightningDataModule):
-    """Training and validation pairs of stage 2."""
+    """Training and validation pairs of stage 2; ``first_epoch`` is the number of the first pass."""
+
+    first_epoch: int = 0
 
     def __init__(
         self,
@@ -145,7 +151,7 @@ class LatentDataModule(LightningDataModule):
 
     def train_dataloader(self) -> PairLoader:
         """Pairs of the training cells, new in every epoch."""
-        return self._make(self.train_idx)
+        return self._make(self.train_idx, first_epoch=self.first_epoch)
 
     def val_dataloader(self) -> PairLoader | list:
         """Pairs of the validation cells, the same in every epoch."""

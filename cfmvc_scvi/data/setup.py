@@ -1,4 +1,4 @@
-"""Registration of an AnnData: which column plays which part, checked once at the entrance."""
+"""Registration of an AnnData: which column plays which part."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from scipy import sparse
 from scvi import settings
 
 from cfmvc_scvi._constants import AUTO, CONVENTIONAL_OBS, CONVENTIONAL_OBSM
@@ -44,6 +43,7 @@ class SetupKeys:
     categorical_covariate_keys: list[str] | None
     continuous_covariate_keys: list[str] | None
     size_factor_key: str | None
+    allow_noncounts: bool = False
 
 
 def resolve_keys(
@@ -90,26 +90,6 @@ def resolve_keys(
     )
     _log_choices(found)
     return found
-
-
-def validate(adata: AnnData, keys: SetupKeys) -> None:
-    """Refuse data the model cannot be right on, with the reason."""
-    if adata.is_view:
-        raise ValueError(
-            "`adata` is a view of another AnnData, and registration writes into it: call `adata = adata.copy()` first."
-        )
-    columns = [keys.batch_key, keys.labels_key, *(keys.categorical_covariate_keys or [])]
-    if not has_presence_matrix(adata, keys.perturbation_key):
-        columns.append(keys.perturbation_key)
-    for key in columns:
-        if key is not None:
-            _check_categories(adata, key)
-    for key in (keys.size_factor_key, *(keys.continuous_covariate_keys or [])):
-        if key is not None:
-            check_finite_column(adata.obs[key], f"adata.obs[{key!r}]", positive=key == keys.size_factor_key)
-    if keys.spatial_key is not None and not np.isfinite(np.asarray(adata.obsm[keys.spatial_key], dtype=float)).all():
-        raise ValueError(f"adata.obsm[{keys.spatial_key!r}] has coordinates that are not finite.")
-    check_counts(counts_matrix(adata, keys.layer), "adata.X" if keys.layer is None else f"adata.layers[{keys.layer!r}]")
 
 
 def build_vocabulary(adata: AnnData, keys: SetupKeys) -> dict[str, Any]:
@@ -167,48 +147,9 @@ def counts_matrix(adata: AnnData, layer: str | None) -> Any:
     return adata.X if layer is None else adata.layers[layer]
 
 
-def check_counts(matrix: Any, where: str) -> None:
-    """Raise unless every entry is a finite, non-negative whole number.
-
-    Raises
-    ------
-    TypeError
-        For containers that scvi-tools cannot read, naming the conversion to call.
-    ValueError
-        For missing, infinite, negative or fractional values.
-    """
-    if isinstance(matrix, sparse.sparray):
-        raise TypeError(
-            f"{where} is a scipy sparse array ({type(matrix).__name__}), which scvi-tools cannot read: "
-            "convert it with `scipy.sparse.csr_matrix(...)`."
-        )
-    if not (sparse.issparse(matrix) or isinstance(matrix, np.ndarray)):
-        raise TypeError(
-            f"{where} is a {type(matrix).__name__}, which is not in memory: load the data first, "
-            "`adata = adata.to_memory()`."
-        )
-    values = matrix.data if sparse.issparse(matrix) else matrix
-    if values.size == 0:
-        raise ValueError(f"{where} is empty.")
-    smallest = values.min()
-    if not np.isfinite(smallest) or not np.isfinite(values.max()):
-        raise ValueError(f"{where} has values that are missing or infinite; counts are needed.")
-    if smallest < 0:
-        raise ValueError(f"{where} has negative values (smallest {smallest}); raw counts are needed.")
-    if not np.issubdtype(values.dtype, np.integer) and (values != np.floor(values)).any():
-        raise ValueError(
-            f"{where} has fractional values: it looks normalised or log-transformed. CFMVC needs raw counts; where "
-            "they are in a layer, pass `layer=`."
-        )
-
-
-def check_finite_column(column: pd.Series, where: str, positive: bool = False) -> None:
-    """Raise unless a numeric column is finite, and positive where asked."""
-    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
-    if not np.isfinite(values).all():
-        raise ValueError(f"{where} has {int((~np.isfinite(values)).sum())} values that are missing or not numbers.")
-    if positive and (values <= 0).any():
-        raise ValueError(f"{where} has {int((values <= 0).sum())} values that are not positive.")
+def counts_name(layer: str | None) -> str:
+    """Where the counts are, for messages."""
+    return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
 def registered_conditions(
@@ -246,16 +187,6 @@ def _require(argument: str, key: str | None, available: Iterable[str], where: st
     close = difflib.get_close_matches(str(key), available, n=3)
     hint = f" Did you mean {close}?" if close else ""
     raise KeyError(f"`{argument}` {key!r} is not in {where}.{hint} There is: {available}.")
-
-
-def _check_categories(adata: AnnData, key: str) -> None:
-    column = adata.obs[key]
-    n_missing = int(column.isna().sum())
-    if n_missing:
-        raise ValueError(
-            f"adata.obs[{key!r}] is missing for {n_missing} cells: name them or leave them out, e.g. "
-            f"`adata = adata[adata.obs[{key!r}].notna()].copy()`."
-        )
 
 
 def _largest_doses(vocabulary: PerturbationVocabulary, labels: np.ndarray, dosage: np.ndarray) -> dict[str, float]:

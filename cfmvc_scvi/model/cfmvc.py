@@ -17,7 +17,14 @@ from cfmvc_scvi._constants import AUTO, CFMVC_KEYS
 from cfmvc_scvi.data.cells import CellReader, categories
 from cfmvc_scvi.data.fields import make_fields, vocabulary_state
 from cfmvc_scvi.data.perturbation import PerturbationVocabulary
-from cfmvc_scvi.data.setup import SetupKeys, build_vocabulary, has_presence_matrix, resolve_keys, validate
+from cfmvc_scvi.data.setup import (
+    SetupKeys,
+    build_vocabulary,
+    has_presence_matrix,
+    registered_conditions,
+    resolve_keys,
+)
+from cfmvc_scvi.data.validate import check_anndata, validate, warn_of_design
 from cfmvc_scvi.model.effects import EffectMixin
 from cfmvc_scvi.model.embed import EmbeddingMixin
 from cfmvc_scvi.model.generate import GenerationMixin
@@ -161,6 +168,7 @@ class CFMVC(
         categorical_covariate_keys: list[str] | None = None,
         continuous_covariate_keys: list[str] | None = None,
         size_factor_key: str | None = None,
+        allow_noncounts: bool = False,
         **kwargs: Any,
     ) -> None:
         """Register an AnnData: say which column plays which part.
@@ -197,14 +205,27 @@ class CFMVC(
             Further columns of ``obs`` that describe the context.
         size_factor_key
             Column of ``obs`` with each cell's library size, where the genes at hand are a panel; else the row sum.
+        allow_noncounts
+            Take fractional values, such as normalised or log-transformed ones, with a warning in place of an error. The
+            likelihood is then not that of the data.
+
+        Warns
+        -----
+        UserWarning
+            Where the data cannot tell a perturbation from something else: confounded with batch, without control cells
+            in a cell type, with a single cell; and for cells or genes without counts.
 
         Raises
         ------
         KeyError
             For a name that is not there; the message lists what is.
+        TypeError
+            For counts in a container that cannot be read, naming the conversion to call.
         ValueError
-            When there is no perturbation column, the control is not clear, or the counts are not counts.
+            When there is no perturbation column, the control is not clear, values are missing, or the counts are not
+            counts.
         """
+        check_anndata(adata)
         keys = resolve_keys(
             adata,
             layer=layer,
@@ -219,9 +240,11 @@ class CFMVC(
             categorical_covariate_keys=categorical_covariate_keys,
             continuous_covariate_keys=continuous_covariate_keys,
             size_factor_key=size_factor_key,
+            allow_noncounts=allow_noncounts,
             from_registry=kwargs.get("source_registry") is not None,
         )
-        validate(adata, keys)
+        is_new = kwargs.get("source_registry") is None
+        validate(adata, keys, is_new=is_new)
         setup_method_args = cls._get_setup_method_args(cls=cls, adata=adata, **asdict(keys))
         fields = make_fields(
             keys,
@@ -231,6 +254,9 @@ class CFMVC(
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
+        if is_new:
+            vocabulary = PerturbationVocabulary.from_registry(vocabulary_state(manager.registry["field_registries"]))
+            warn_of_design(adata, keys, *registered_conditions(adata, keys, vocabulary))
 
     # ---- what the registration says ---------------------------------------------------------------------------
 

@@ -77,7 +77,18 @@ def lognorm_expression(x: np.ndarray, library: np.ndarray) -> np.ndarray:
 def drawn_counts(
     x: np.ndarray, change: CellChange, theta: np.ndarray, generators: list[np.random.Generator]
 ) -> sparse.csr_matrix:
-    """Counterfactual counts, one generator per cell; CSR (n, n_genes) of float32 whole numbers."""
+    """Counterfactual counts, one generator per cell; CSR (n, n_genes) of float32 whole numbers.
+
+    Raises
+    ------
+    ValueError
+        When the cells hold values that are not counts.
+    """
+    if (x != np.floor(x)).any():
+        raise ValueError(
+            "`return_type='counts'` takes from or adds to the observed counts, and these cells have fractional values: "
+            "choose 'mean', 'lognorm' or 'latent'."
+        )
     rows = [
         sparse.csr_matrix(draw_counterfactual(*arrays, theta, rng).astype(np.float32))
         for *arrays, rng in zip(x, change.mean0, change.log_ratio, generators, strict=True)

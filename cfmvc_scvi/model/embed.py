@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,8 +18,32 @@ from cfmvc_scvi.model.latents import CellPosterior, concatenate
 from cfmvc_scvi.model.persist import align_genes
 
 
+def _forgetting(name: str) -> Callable:
+    """A method of scvi-tools that leaves no reference to the data it was called with."""
+    method = getattr(RNASeqMixin, name, None) or getattr(VAEMixin, name)
+
+    @functools.wraps(method)
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        had_data = self.adata is not None
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            self._forget_other_data(had_data)
+
+    return call
+
+
 class EmbeddingMixin(RNASeqMixin, VAEMixin):
     """Latents of :class:`~cfmvc_scvi.CFMVC`; ELBO, reconstruction error and normalised expression are scvi-tools'."""
+
+    get_elbo = _forgetting("get_elbo")
+    get_reconstruction_error = _forgetting("get_reconstruction_error")
+    get_normalized_expression = _forgetting("get_normalized_expression")
+    get_likelihood_parameters = _forgetting("get_likelihood_parameters")
+    get_latent_library_size = _forgetting("get_latent_library_size")
+    get_feature_correlation_matrix = _forgetting("get_feature_correlation_matrix")
+    posterior_predictive_sample = _forgetting("posterior_predictive_sample")
+    differential_expression = _forgetting("differential_expression")
 
     def get_latent_representation(
         self,
@@ -68,6 +94,21 @@ class EmbeddingMixin(RNASeqMixin, VAEMixin):
             self._reader().read(adata)
         return super()._validate_anndata(adata, **kwargs)
 
+    def _forget_other_data(self, had_data: bool) -> None:
+        """Let go of data that scvi-tools registered for one call; it would keep them as long as the model.
+
+        A model loaded without data takes the first it meets for its own; it is left without, as it was.
+        """
+        if self.adata_manager is None:
+            return
+        own = self.adata_manager.adata_uuid
+        managers = self._per_instance_manager_store.get(self.id, {})
+        for other in set(managers) - ({own} if had_data else set()):
+            del managers[other]
+        if not had_data:
+            self._setup_adata_manager_store.pop(own, None)
+            self._adata = self._adata_manager = None
+
     def _cells(
         self,
         adata: AnnData | None,
@@ -81,7 +122,10 @@ class EmbeddingMixin(RNASeqMixin, VAEMixin):
             self._require_adata("use its cells")
             adata = self.adata
         cells = self._reader().read(adata, batch=batch, allow_unknown=allow_unknown)
-        return cells if indices is None else cells.take(as_rows(indices, len(cells)))
+        cells = cells if indices is None else cells.take(as_rows(indices, len(cells)))
+        if adata is not self.adata:
+            _warn_of_empty_cells(cells)
+        return cells
 
     @torch.inference_mode()
     def _encode(self, cells: CellTable, batch_size: int | None = None) -> CellPosterior:
@@ -113,6 +157,17 @@ def as_rows(indices: Sequence[int], n_cells: int) -> np.ndarray:
     if len(rows) and (rows.min() < -n_cells or rows.max() >= n_cells):
         raise IndexError(f"`indices` reach from {rows.min()} to {rows.max()}; there are {n_cells} cells.")
     return rows % n_cells if n_cells else rows
+
+
+def _warn_of_empty_cells(cells: CellTable) -> None:
+    empty = np.flatnonzero(np.asarray(cells.counts.sum(axis=1)).ravel() == 0)
+    if len(empty):
+        warnings.warn(
+            f"{len(empty)} cells have no counts in the model's genes, e.g. {list(cells.obs.index[empty[:3]])}: what "
+            "comes out for them is a guess from their cell type. Leave them out.",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel,
+        )
 
 
 def _value(mean: torch.Tensor, scale: torch.Tensor, rng: np.random.Generator | None) -> np.ndarray:

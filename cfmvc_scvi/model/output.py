@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,13 @@ import zarr
 from anndata import AnnData
 from scipy import sparse
 
+from cfmvc_scvi.data.files import h5ad_size, remove, remove_partial, require_space, sync, sync_tree, write_error
+
 _LATENT = "X_cfmvc"
 #: Rows of one chunk of a dense matrix on disk.
 _CHUNK_ROWS = 512
+#: Free space that is asked for beside that of the rows: chunks that HDF5 keeps back, and its tables.
+_SLACK_BYTES = 16_000_000
 
 
 class Output(ABC):
@@ -88,8 +91,11 @@ class FileOutput(Output):
     def __init__(self, path: Path, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.path = path
-        self._partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-        self._group: Any = self._open(AnnData(obs=self.obs, var=self.var, uns=self.uns))
+        remove_partial(path)
+        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        skeleton = AnnData(obs=self.obs, var=self.var, uns=self.uns)
+        require_space(path.parent, h5ad_size(skeleton), "the prediction")
+        self._group: Any = self._open(skeleton)
         if "X" in self._group:
             del self._group["X"]
         if not self.is_sparse:
@@ -110,6 +116,16 @@ class FileOutput(Output):
     def _reopen(self) -> AnnData:
         """The complete file, its values left on disk."""
 
+    def append(self, x: np.ndarray | sparse.csr_matrix, latent: np.ndarray) -> None:
+        """Add the next rows; raises :class:`OSError` when the disk is full, before HDF5 would end the process."""
+        size = 3 * x.data.nbytes if self.is_sparse else x.nbytes
+        try:
+            require_space(self.path.parent, size + latent.nbytes + _SLACK_BYTES, "the prediction")
+            super().append(x, latent)
+        except OSError as error:
+            clear = write_error(error, self.path, "the prediction")
+            raise clear from (None if clear is error else error)
+
     def _create(self, name: str, shape: tuple[int, int]) -> None:
         array = self._create_array(name, shape, (max(1, min(_CHUNK_ROWS, shape[0])), max(1, shape[1])))
         array.attrs["encoding-type"] = "array"
@@ -127,16 +143,15 @@ class FileOutput(Output):
     def finish(self) -> AnnData:
         """See :meth:`Output.finish`."""
         self._close()
+        sync_tree(self._partial)
         os.replace(self._partial, self.path)
+        sync(self.path.parent)
         return self._reopen()
 
     def abandon(self) -> None:
         """Remove the incomplete file."""
         self._close()
-        if self._partial.is_dir():
-            shutil.rmtree(self._partial)
-        else:
-            self._partial.unlink(missing_ok=True)
+        remove(self._partial)
 
 
 class H5adOutput(FileOutput):

@@ -1,24 +1,120 @@
-"""Saving and loading: scvi-tools' own format, with the genes of new data checked by name."""
+"""Saving and loading: safetensors and JSON, which hold values and never code; genes of new data checked by name."""
 
 from __future__ import annotations
 
+import os
+import warnings
+from pathlib import Path
 from typing import Any
 
+import anndata
 import pandas as pd
 from anndata import AnnData
+from scvi import settings
 from scvi.model.base import BaseModelClass
 
-from cfmvc_scvi._compat import read_saved_var_names
+from cfmvc_scvi._compat import parse_device, read_pickled_model
+from cfmvc_scvi.data.archive import (
+    archive_exists,
+    check_attribute_names,
+    check_file,
+    read_archive,
+    read_head,
+    write_archive,
+)
+from cfmvc_scvi.data.files import atomic_write, h5ad_size, require_space
+
+_ARCHIVE, _PICKLE, _DATA = "model", "model.pt", "adata.h5ad"
 
 
 class PersistenceMixin:
-    """Loading of :class:`~cfmvc_scvi.CFMVC`; saving is scvi-tools'.
+    """Saving and loading of :class:`~cfmvc_scvi.CFMVC`.
 
     A saved model holds the counts of up to 128 control cells per cell type, which the calibration stands on.
     """
 
+    def save(
+        self,
+        dir_path: str,
+        prefix: str | None = None,
+        overwrite: bool = False,
+        save_anndata: bool = False,
+        **anndata_write_kwargs: Any,
+    ) -> None:
+        """Save the model into a folder.
+
+        The folder gets ``model.json`` (everything but arrays), ``model-<checksum>.safetensors`` (weights and other
+        arrays) and, on request, ``adata.h5ad``. Neither of them can run code when it is loaded. They are written aside
+        and renamed: an interrupted save leaves the folder as it was.
+
+        Parameters
+        ----------
+        dir_path
+            The folder.
+        prefix
+            Put before the names of the files, so that one folder can hold several models.
+        overwrite
+            Write into a folder that exists, over a model of the same prefix.
+        save_anndata
+            Save the registered AnnData as well.
+        **anndata_write_kwargs
+            Arguments of :meth:`anndata.AnnData.write_h5ad`.
+
+        Raises
+        ------
+        ValueError
+            When the folder exists and ``overwrite`` is off.
+        TypeError
+            When the model has an attribute that cannot be saved; says which.
+        OSError
+            When the disk is full or read-only. A model saved there before is still whole.
+        """
+        folder = Path(dir_path)
+        if save_anndata:
+            self._require_adata("save its data")
+        elif anndata_write_kwargs:
+            raise TypeError(f"Unknown arguments {sorted(anndata_write_kwargs)}: they are for `save_anndata=True`.")
+        if not folder.exists():
+            with atomic_write(folder, "the model", folder=True) as aside:
+                self._write(aside, prefix or "", save_anndata, anndata_write_kwargs)
+        elif overwrite:
+            self._write(folder, prefix or "", save_anndata, anndata_write_kwargs)
+        else:
+            raise ValueError(f"{dir_path} already exists: choose another folder, or pass `overwrite=True`.")
+
+    def _write(self, folder: Path, prefix: str, save_anndata: bool, anndata_write_kwargs: dict[str, Any]) -> None:
+        content = {
+            "class": type(self).__name__,
+            "var_names": [str(name) for name in self.get_var_names()],
+            "attributes": self._saved_attributes(),
+            "module": dict(self.module.state_dict()),
+        }
+        attached = ()
+        if save_anndata:
+            attached = (f"{prefix}{_DATA}",)
+            require_space(folder, h5ad_size(self.adata), "the AnnData")
+            with atomic_write(folder / attached[0], "the AnnData") as aside:
+                self.adata.write_h5ad(aside, **anndata_write_kwargs)
+        write_archive(folder, f"{prefix}{_ARCHIVE}", content, "the model", attached)
+        (folder / f"{prefix}{_PICKLE}").unlink(missing_ok=True)  # of an earlier save, which this one replaces
+
+    def _saved_attributes(self) -> dict[str, Any]:
+        """Attributes that belong to a saved model: as in scvi-tools, those whose name ends with an underscore."""
+        return {name: value for name, value in self._get_user_attributes() if name.endswith("_")}
+
     @classmethod
-    def load(cls, dir_path: str, adata: AnnData | bool | None = None, **kwargs: Any) -> BaseModelClass:
+    def load(
+        cls,
+        dir_path: str,
+        adata: AnnData | bool | None = None,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        prefix: str | None = None,
+        allowed_classes_names_list: list[str] | None = None,
+        *,
+        allow_pickle: bool = False,
+        **kwargs: Any,
+    ) -> BaseModelClass:
         """Load a saved model.
 
         Parameters
@@ -28,17 +124,91 @@ class PersistenceMixin:
         adata
             Data organised as the training data; genes may come in another order and there may be more of them: they are
             matched by name, on a copy. ``None`` takes the data saved with the model, ``False`` none.
+        accelerator, device
+            Where the networks go, as in scvi-tools.
+        prefix
+            Prefix given to :meth:`save`.
+        allowed_classes_names_list
+            Names of other classes whose models may be loaded.
+        allow_pickle
+            Read ``model.pt``, the format of scvi-tools itself, where there is no ``model.json``. That file is a pickle,
+            which runs whatever code was put into it: allow it for files you trust only.
         **kwargs
-            Further arguments of :meth:`scvi.model.base.BaseModelClass.load`.
+            Further arguments of :meth:`scvi.model.base.BaseModelClass.load`, for ``model.pt`` alone.
 
         Raises
         ------
+        FileNotFoundError
+            When there is no model in the folder.
         ValueError
-            When genes of the model are missing from the data.
+            When genes of the model are missing from the data, the model is of another class, a file is truncated,
+            changed or of a later version, or there is a ``model.pt`` alone and ``allow_pickle`` is off.
         """
+        found = _which_format(Path(dir_path), prefix or "", allow_pickle)
+        common = {
+            "accelerator": accelerator,
+            "device": device,
+            "allowed_classes_names_list": allowed_classes_names_list,
+        }
+        if found == "pickle":
+            if isinstance(adata, AnnData):
+                adata = align_genes(adata, list(read_pickled_model(dir_path, prefix)["var_names"]))
+            return super().load(dir_path, adata=adata, prefix=prefix, **common, **kwargs)
+        if kwargs:
+            raise TypeError(f"Unknown arguments {sorted(kwargs)}: they are for scvi-tools' own format.")
+        return cls._load_archive(Path(dir_path), prefix or "", adata, **common)
+
+    @classmethod
+    def _load_archive(
+        cls,
+        folder: Path,
+        prefix: str,
+        adata: AnnData | bool | None,
+        accelerator: str,
+        device: int | str,
+        allowed_classes_names_list: list[str] | None,
+    ) -> BaseModelClass:
+        content = read_archive(folder, f"{prefix}{_ARCHIVE}")
+        _check_class(cls.__name__, content["class"], allowed_classes_names_list)
+        if adata is None:
+            adata = _saved_data(folder, prefix)
+        attributes = content["attributes"]
+        registry = attributes.pop("registry_")
         if isinstance(adata, AnnData):
-            adata = align_genes(adata, read_saved_var_names(dir_path, kwargs.get("prefix")))
-        return super().load(dir_path, adata=adata, **kwargs)
+            adata = align_genes(adata, content["var_names"])
+            cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
+        model = cls._restore(adata if isinstance(adata, AnnData) else None, registry, attributes)
+        model.module.load_state_dict(content["module"])
+        model.to_device(parse_device(accelerator, device))
+        model.module.eval()
+        if model.adata is not None:
+            model._validate_anndata(model.adata)
+        return model
+
+    @classmethod
+    def _restore(cls, adata: AnnData | None, registry: dict, attributes: dict[str, Any]) -> BaseModelClass:
+        """A model with its attributes, from the arguments it was made with."""
+        check_attribute_names(attributes)
+        init = attributes.pop("init_params_")
+        variable = {name: value for group in init["kwargs"].values() for name, value in group.items()}
+        model = cls(adata, registry=registry, **init["non_kwargs"], **variable)
+        for name, value in attributes.items():
+            setattr(model, name, value)
+        return model
+
+    @staticmethod
+    def load_registry(dir_path: str, prefix: str | None = None) -> dict:
+        """Registry of a saved model: which field is found where, and the categories of each.
+
+        Parameters
+        ----------
+        dir_path
+            Folder that :meth:`save` wrote.
+        prefix
+            Prefix given to :meth:`save`.
+        """
+        _which_format(Path(dir_path), prefix or "", allow_pickle=False)
+        return read_archive(dir_path, f"{prefix or ''}{_ARCHIVE}")["attributes"]["registry_"]
 
 
 def align_genes(adata: AnnData, var_names: list[str]) -> AnnData:
@@ -53,3 +223,47 @@ def align_genes(adata: AnnData, var_names: list[str]) -> AnnData:
             f"{' ...' if len(missing) > 5 else ''}. Genes are matched by `var_names`."
         )
     return adata[:, wanted].copy()
+
+
+def _which_format(folder: Path, prefix: str, allow_pickle: bool) -> str:
+    if archive_exists(folder, f"{prefix}{_ARCHIVE}"):
+        return "archive"
+    if not (folder / f"{prefix}{_PICKLE}").is_file():
+        there = sorted(os.listdir(folder))[:10] if folder.is_dir() else "no such folder"
+        raise FileNotFoundError(
+            f"There is no model in {os.fspath(folder)!r}: {prefix}{_ARCHIVE}.json is missing. Found: {there}. Pass the "
+            "folder that `save` wrote, and the `prefix` it was given, if any."
+        )
+    if allow_pickle:
+        return "pickle"
+    raise ValueError(
+        f"{folder / (prefix + _PICKLE)} is a pickle (the format of scvi-tools itself), and loading it runs whatever "
+        "code it holds. If you trust where it comes from, pass `allow_pickle=True`, and save the model again: `save` "
+        "writes files that cannot run code."
+    )
+
+
+def _check_class(own: str, saved: str, allowed: list[str] | None) -> None:
+    if saved != own and saved not in (allowed or []):
+        raise ValueError(
+            f"The saved model is of a different class: {saved}, not {own}. Load it with {saved}.load, or name the "
+            "class in `allowed_classes_names_list`."
+        )
+
+
+def _saved_data(folder: Path, prefix: str) -> AnnData | None:
+    """Data saved with the model, or ``None`` with a warning."""
+    file = f"{prefix}{_DATA}"
+    if not (folder / file).is_file():
+        warnings.warn(
+            f"No data were saved with the model ({file} is not there) and none were passed as `adata`: it is loaded "
+            "without. Pass `adata=False` if that is what you want.",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel,
+        )
+        return None
+    name = f"{prefix}{_ARCHIVE}"
+    head = read_head(folder, name)
+    if file in head["files"]:
+        check_file(folder, name, head, file)
+    return anndata.read_h5ad(folder / file)

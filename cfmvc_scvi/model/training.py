@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,21 @@ from cfmvc_scvi.flow import get_coupling
 from cfmvc_scvi.model.latents import LatentCache
 from cfmvc_scvi.model.populations import Populations
 from cfmvc_scvi.module.initialize import initialize_linear_paths
-from cfmvc_scvi.train import FlowTrainingPlan, VAETrainingPlan, reject_unknown, run_stage
+from cfmvc_scvi.train import CheckpointFolder, FlowTrainingPlan, VAETrainingPlan, reject_unknown, run_stage
 
 #: Cells that the start values of stage 1 are computed from.
 _INIT_CELLS = 20_000
 #: Optimiser steps of each stage when the number of epochs is not given; the flow takes more for every perturbation.
 _VAE_STEPS, _FLOW_STEPS, _FLOW_STEPS_EACH = 900, 700, 20
+#: What may differ between a run and its continuation.
+_NOT_OF_A_RUN = {"self", "checkpoints", "checkpoint_dir", "resume", "accelerator", "devices", "callbacks", "logger"}
+_NOT_OF_A_RUN |= {
+    "enable_progress_bar",
+    "simple_progress_bar",
+    "progress_bar_refresh_rate",
+    "log_save_dir",
+    "data_on_device",
+}
 
 
 class TrainingMixin:
@@ -41,6 +51,8 @@ class TrainingMixin:
         early_stopping: bool = False,
         vae_plan_kwargs: dict[str, Any] | None = None,
         flow_plan_kwargs: dict[str, Any] | None = None,
+        checkpoint_dir: str | PathLike | None = None,
+        resume: bool = False,
         **trainer_kwargs: Any,
     ) -> None:
         """Train both stages: the VAE, then the flow on its frozen latents.
@@ -59,6 +71,12 @@ class TrainingMixin:
             Stop a stage when its own validation loss no longer falls: ``elbo_validation``, ``flow_loss_validation``.
         vae_plan_kwargs, flow_plan_kwargs
             Arguments of :class:`~cfmvc_scvi.train.VAETrainingPlan` and :class:`~cfmvc_scvi.train.FlowTrainingPlan`.
+        checkpoint_dir
+            Folder for the whole state of the training after every epoch; the last one replaces the one before.
+        resume
+            Go on from the state in ``checkpoint_dir``, with the same arguments and data: on the CPU the result is that
+            of a run that was never interrupted, to the bit. Where the folder holds no state, start from the beginning;
+            so a job that may be killed can always be called with ``resume=True``.
         **trainer_kwargs
             Further arguments of :class:`scvi.train.Trainer`, for both stages.
 
@@ -67,9 +85,16 @@ class TrainingMixin:
         FloatingPointError
             When a stage diverges, with the stage, the epoch and a remedy. If it is stage 2, the VAE is
             trained and :meth:`get_latent_representation` works.
+        ValueError
+            When ``checkpoint_dir`` holds the state of another run, with the differences, or one and ``resume`` is off.
+        OSError
+            When a checkpoint cannot be written. The model is then left usable, as by Ctrl-C.
+        KeyboardInterrupt
+            After Ctrl-C, with a warning that says what is usable: the weights are those of the last finished epoch.
         """
         reject_unknown("flow_plan_kwargs", flow_plan_kwargs or {}, FlowTrainingPlan.__init__)
         common = {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping, **trainer_kwargs}
+        common |= {"checkpoint_dir": checkpoint_dir, "resume": resume}
         self.train_vae(
             vae_max_epochs,
             batch_size=batch_size,
@@ -91,13 +116,19 @@ class TrainingMixin:
         devices: int | list[int] | str = "auto",
         early_stopping: bool = False,
         plan_kwargs: dict[str, Any] | None = None,
+        checkpoint_dir: str | PathLike | None = None,
+        resume: bool = False,
         **trainer_kwargs: Any,
     ) -> None:
         """Stage 1 alone, with the arguments of :meth:`train`; a flow trained before no longer fits and is dropped."""
         self._require_adata("train")
-        if self.split_ is None or train_size is not None or validation_size is not None:
+        checkpoints = CheckpointFolder.of(checkpoint_dir, resume)
+        resumed = self._begin(checkpoints, "vae", locals())
+        if resumed is not None and (resumed["stage"] == "flow" or resumed["finished"]):
+            return
+        if self.split_ is None or (resumed is None and (train_size is not None or validation_size is not None)):
             self._set_split(split_cells(self.adata.n_obs, train_size, validation_size, self._seed))
-        if not self.is_vae_trained_:
+        if not self.is_vae_trained_ and resumed is None:
             self._initialize(self._split.train)
         plan = VAETrainingPlan(self.module, **(plan_kwargs or {}))
         batch_size = min(batch_size, len(self._split.train))
@@ -109,18 +140,21 @@ class TrainingMixin:
             data_and_attributes=self._stage1_fields(),
         )
         trainer_kwargs = _trainer_kwargs(trainer_kwargs, early_stopping, "elbo_validation", len(self._split.validation))
-        self.is_vae_trained_ = self.is_flow_trained_ = self.is_trained_ = False
-        self.calibration_ = None
-        run_stage(
+        stopped = run_stage(
             self,
             plan,
             splitter,
+            stage="vae",
             max_epochs=max_epochs or _epochs(_VAE_STEPS, len(self._split.train), batch_size),
             accelerator=accelerator,
             devices=devices,
+            checkpoints=checkpoints,
+            resumed=resumed,
             **trainer_kwargs,
         )
         self.is_vae_trained_ = True
+        if stopped is not None:
+            raise stopped
 
     def train_flow(
         self,
@@ -131,16 +165,23 @@ class TrainingMixin:
         devices: int | list[int] | str = "auto",
         early_stopping: bool = False,
         plan_kwargs: dict[str, Any] | None = None,
+        checkpoint_dir: str | PathLike | None = None,
+        resume: bool = False,
         **trainer_kwargs: Any,
     ) -> None:
         """Stage 2 alone, on the split of stage 1; the VAE keeps every bit. The arguments are those of :meth:`train`."""
         self._require_adata("train")
+        checkpoints = CheckpointFolder.of(checkpoint_dir, resume)
+        resumed = self._begin(checkpoints, "flow", locals())
         self._require_vae("train the flow")
         if not self.vocabulary.names:
             raise ValueError("All cells are control cells: there is no perturbation for the flow to learn.")
         cache = self._cache_latents()
         populations = Populations.of(cache, self._fitted_rows(), len(self.cell_types))
         self._fit_doses(cache, populations)
+        if resumed is not None and resumed["finished"]:
+            self._finish_flow(cache, populations)
+            return
         plan = FlowTrainingPlan(self.module, **(plan_kwargs or {}))
         data = LatentDataModule(
             cache.flow_data(self.module, self.vocabulary.encode(cache.conditions)),
@@ -153,21 +194,37 @@ class TrainingMixin:
         trainer_kwargs = _trainer_kwargs(
             trainer_kwargs, early_stopping, "flow_loss_validation", len(self._split.validation)
         )
-        self.is_flow_trained_ = self.is_trained_ = False
-        run_stage(
+        stopped = run_stage(
             self,
             plan,
             data,
+            stage="flow",
             max_epochs=max_epochs or _epochs(self._flow_steps(), len(self._split.train), batch_size),
             accelerator=accelerator,
             devices=devices,
+            checkpoints=checkpoints,
+            resumed=resumed,
             **trainer_kwargs,
         )
+        self._finish_flow(cache, populations)
+        if stopped is not None:
+            raise stopped
+
+    def _finish_flow(self, cache: LatentCache, populations: Populations) -> None:
+        """What makes a flow usable once its weights are there."""
         self._remember_conditions(cache)
         self._calibrate(cache, populations)
         self.is_flow_trained_ = self.is_trained_ = True
 
     # ---- parts ------------------------------------------------------------------------------------------------
+
+    def _begin(self, checkpoints: CheckpointFolder | None, stage: str, arguments: dict[str, Any]) -> dict | None:
+        """State of a stage to go on from, put into the model; ``None`` where it starts anew."""
+        if checkpoints is None:
+            return None
+        named = arguments | arguments["trainer_kwargs"] | {"seed": self._seed}
+        of_run = {name: value for name, value in named.items() if name not in _NOT_OF_A_RUN | {"trainer_kwargs"}}
+        return checkpoints.begin(self, stage, of_run)
 
     @property
     def _split(self) -> CellSplit | None:

@@ -78,7 +78,7 @@ def draw_counterfactual(
     down = (gain < 0) & (x > 0)
     drawn[down] = rng.binomial(drawn[down], np.exp(log_ratio[down]))
     up = gain > 0
-    rate = rng.gamma(theta[up] + x[up]) / (1.0 + theta[up] / mean0[up])
+    rate = rng.gamma(theta[up] + x[up]) * (mean0[up] / (mean0[up] + theta[up]))
     drawn[up] += rng.poisson(gain[up] * rate)
     return drawn
 

@@ -1,8 +1,9 @@
 """The two training plans, and what runs them."""
 
+from cfmvc_scvi.train.checkpoint import CheckpointFolder
 from cfmvc_scvi.train.flow_plan import FlowTrainingPlan
 from cfmvc_scvi.train.modes import reject_unknown
 from cfmvc_scvi.train.stages import run_stage
 from cfmvc_scvi.train.vae_plan import VAETrainingPlan
 
-__all__ = ["FlowTrainingPlan", "VAETrainingPlan", "reject_unknown", "run_stage"]
+__all__ = ["CheckpointFolder", "FlowTrainingPlan", "VAETrainingPlan", "reject_unknown", "run_stage"]

@@ -82,6 +82,14 @@ class FlowTrainingPlan(LightningModule):
                     parameter.copy_(self._average[name])
         check_finite_weights(self.module.flow_parts, "stage 2 (flow)", "flow_plan_kwargs", self.lr)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the moving average."""
+        checkpoint["average"] = {name: value.clone() for name, value in self._average.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the moving average from where it was kept."""
+        self._average = {name: checkpoint["average"][name].to(p.device) for name, p in self._flow_parameters()}
+
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with a cosine schedule over all steps."""
         self._set_modes()

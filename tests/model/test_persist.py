@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cfmvc_scvi import CFMVC
+from cfmvc_scvi.data.archive import read_archive
 
 FITTED = ("trained", "trained_noise")
 
@@ -208,6 +209,8 @@ def test_another_class_is_refused(saved):
 
 
 def test_module_weights_are_all_in_the_file(trained, saved):
-    file = torch.load(f"{saved}/model.pt", map_location="cpu", weights_only=False)
-    assert set(file["model_state_dict"]) - {"pyro_param_store"} == set(trained.module.state_dict())
-    assert list(file["var_names"]) == trained.adata.var_names.tolist()
+    content = read_archive(saved, "model")
+    assert set(content["module"]) == set(trained.module.state_dict())
+    for name, value in trained.module.state_dict().items():
+        assert torch.equal(content["module"][name], value)
+    assert content["var_names"] == trained.adata.var_names.tolist()

@@ -81,7 +81,7 @@ def test_missing_or_repeated_genes(trained, cells):
     [
         ("cell_type", "type9", r"1 cell type level\(s\).*'type9'.*Close matches:.*'type1'"),
         ("batch", "batch9", r"1 batch level\(s\).*'batch9'.*Close matches:.*'batch1'"),
-        ("cell_type", None, r"cell type level\(s\)"),
+        ("cell_type", None, "the cell type, is missing for 1 cells: give each one of"),
     ],
 )
 def test_unknown_levels(trained, cells, column, value, message):

@@ -1,0 +1,170 @@
+"""The matrix of counts: read once, and refused where it is not counts."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+from scvi import settings
+
+#: Entries looked at together; bounds the memory of the checks.
+_BLOCK = 2**24
+#: Counts beyond which float32, in which the networks compute, skips whole numbers.
+_LARGEST_COUNT = 2**24
+
+
+@dataclass(frozen=True)
+class CountSummary:
+    """What one pass over the counts finds.
+
+    Attributes
+    ----------
+    rows, columns
+        Sums of every cell and of every gene, float64, shapes (n_cells,) and (n_genes,).
+    largest
+        Largest entry.
+    n_fractional
+        Entries that are not whole numbers.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    largest: float
+    n_fractional: int
+
+
+def check_counts(
+    matrix: Any, where: str, *, allow_noncounts: bool = False, warn: bool = True, is_new: bool = True
+) -> CountSummary:
+    """Raise unless every entry is a finite, non-negative whole number; one pass over the data.
+
+    Parameters
+    ----------
+    matrix
+        CSR, CSC or dense, shape (n_cells, n_genes).
+    where
+        Its name, for messages.
+    allow_noncounts
+        Let fractional values pass, with a warning (unless ``warn`` is off).
+    is_new
+        Whether the data are to be registered, or read by a model that is there already.
+
+    Raises
+    ------
+    TypeError
+        For containers that scvi-tools cannot read and number types that cannot hold counts, naming the conversion.
+    ValueError
+        For missing, infinite, negative or fractional values, and counts too large for float32.
+    """
+    _check_container(matrix, where)
+    if 0 in matrix.shape:
+        raise ValueError(f"{where} is empty: its shape is {matrix.shape}.")
+    found = _summarise(matrix, where)
+    if found.largest > _LARGEST_COUNT:
+        raise ValueError(
+            f"{where} has counts up to {found.largest:.0f}; single precision holds whole numbers up to "
+            f"{_LARGEST_COUNT} only. Check that these are counts of molecules or reads per cell."
+        )
+    if found.largest == 0:
+        raise ValueError(f"{where} is empty: all its values are zero.")
+    if found.n_fractional and not allow_noncounts:
+        all_the_same = (
+            "To use these values all the same, pass `allow_noncounts=True` to `setup_anndata`; the likelihood is then "
+            "not that of the data."
+            if is_new
+            else "The model was trained on counts."
+        )
+        raise ValueError(
+            f"{where} has {found.n_fractional} fractional values: it looks {_guess(found)}. CFMVC needs raw counts: "
+            f"where they are in a layer, pass `layer=` to `setup_anndata`. {all_the_same}"
+        )
+    if found.n_fractional and warn:
+        warnings.warn(
+            f"{where} has {found.n_fractional} fractional values and looks {_guess(found)}. `allow_noncounts=True` "
+            "lets them pass: the negative binomial is not the distribution of such data, library sizes are not counts, "
+            "and predictions are on the scale of these values.",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel,
+        )
+    return found
+
+
+def _check_container(matrix: Any, where: str) -> None:
+    kind = type(matrix).__name__
+    if isinstance(matrix, sparse.sparray):
+        raise TypeError(
+            f"{where} is a scipy sparse array ({kind}), which scvi-tools cannot read: "
+            "convert it with `scipy.sparse.csr_matrix(...)`."
+        )
+    if isinstance(matrix, np.ma.MaskedArray):
+        raise TypeError(f"{where} is a masked array: fill it with counts or leave the masked cells out.")
+    if sparse.issparse(matrix) and matrix.format not in ("csr", "csc"):
+        raise TypeError(f"{where} is a {kind}: convert it with `scipy.sparse.csr_matrix(...)`.")
+    if not (sparse.issparse(matrix) or isinstance(matrix, np.ndarray)):
+        raise TypeError(
+            f"{where} is a {type(matrix).__module__}.{kind}, which is not in memory: load the data first, "
+            "`adata = adata.to_memory()`."
+        )
+    if matrix.dtype.kind not in "iuf":
+        raise TypeError(
+            f"{where} has values of type {matrix.dtype}, which are not counts: use an integer or float type."
+        )
+    if matrix.dtype == np.float16:
+        raise TypeError(
+            f"{where} is float16, which holds whole numbers up to 2048 only: store the counts as float32, e.g. "
+            "`adata.X = adata.X.astype('float32')`, from where they were not yet rounded."
+        )
+
+
+def _summarise(matrix: Any, where: str) -> CountSummary:
+    if sparse.issparse(matrix) and matrix.format == "csc":
+        found = _summarise(matrix.T, where)
+        return CountSummary(found.columns, found.rows, found.largest, found.n_fractional)
+    rows, columns = np.zeros(matrix.shape[0]), np.zeros(matrix.shape[1])
+    largest, n_fractional = 0.0, 0
+    for block in _blocks(matrix):
+        part = matrix[block]
+        values = part.data if sparse.issparse(part) else part
+        if values.size:
+            _check_range(values, where)
+            largest = max(largest, float(values.max()))
+            if values.dtype.kind == "f":
+                n_fractional += int(np.count_nonzero(values != np.floor(values)))
+        rows[block] = np.asarray(part.sum(axis=1, dtype=np.float64)).ravel()
+        columns += np.asarray(part.sum(axis=0, dtype=np.float64)).ravel()
+    return CountSummary(rows, columns, largest, n_fractional)
+
+
+def _blocks(matrix: Any) -> Iterator[slice]:
+    per_row = matrix.shape[1] if not sparse.issparse(matrix) else max(1, matrix.nnz // matrix.shape[0])
+    size = max(1, _BLOCK // per_row)
+    for start in range(0, matrix.shape[0], size):
+        yield slice(start, start + size)
+
+
+def _check_range(values: np.ndarray, where: str) -> None:
+    smallest = values.min()
+    if not np.isfinite(smallest) or not np.isfinite(values.max()):
+        n_bad = int(np.count_nonzero(~np.isfinite(values)))
+        raise ValueError(
+            f"{where} has values that are missing or infinite ({n_bad} in the first block that has any); counts are "
+            "needed: leave those cells or genes out, or set what was not seen to 0."
+        )
+    if smallest < 0:
+        raise ValueError(
+            f"{where} has negative values (smallest {smallest:g}): it looks scaled or batch-corrected; raw counts are "
+            "needed. Where they are in a layer, pass `layer=`."
+        )
+
+
+def _guess(found: CountSummary) -> str:
+    if found.largest < 30:
+        return f"log-transformed (largest value {found.largest:.3g})"
+    rows = found.rows[found.rows > 0]
+    if len(rows) > 1 and rows.std() < 1e-3 * rows.mean():
+        return f"normalised (every cell sums to {rows.mean():.6g})"
+    return "normalised or log-transformed"

@@ -1,0 +1,92 @@
+"""Watches a stage for divergence that stays finite: a loss far above that of a model that does nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+#: Losses above these multiples of the reference are divergence: in any epoch, and in the last.
+_ANY_EPOCH, _LAST_EPOCH = 10.0, 3.0
+#: Cells whose batches give the reference of stage 1: one small batch can be far from the rest.
+_FIRST_CELLS = 128
+_STAGES = {
+    "vae": ("stage 1 (VAE)", "negative ELBO", "at the start of the training", "vae_plan_kwargs"),
+    "flow": ("stage 2 (flow)", "flow-matching loss", "of a flow that moves nothing", "flow_plan_kwargs"),
+}
+
+
+class DivergenceWatch(Callback):
+    """Raises when the mean loss of an epoch is far above a reference.
+
+    The reference of stage 1 is the largest loss among the batches of the first 128 cells, so of the first batch where
+    that is as large, before any step: the networks start at the principal components. That of stage 2 is the loss of a
+    field that is zero, on the same pairs.
+
+    Parameters
+    ----------
+    stage
+        ``"vae"`` or ``"flow"``.
+    """
+
+    def __init__(self, stage: str) -> None:
+        self.stage = stage
+        self._first, self._first_cells = 0.0, 0
+        self._reset(0)
+
+    def on_train_epoch_start(self, trainer: Trainer, plan: LightningModule) -> None:
+        """Begin a new mean."""
+        self._reset(trainer.current_epoch)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, plan: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add a batch to the means."""
+        loss = outputs["loss"].detach()
+        self._sum, self._n = self._sum + loss, self._n + 1
+        if self.stage == "flow":
+            still = (batch.z1 - batch.z0).square().sum(dim=-1).mean()
+            self._still = self._still + still * (1.0 + plan.module.energy_weight)
+        elif self._first_cells < _FIRST_CELLS:
+            self._first = max(self._first, float(loss))
+            self._first_cells += len(next(iter(batch.values())) if isinstance(batch, dict) else batch)
+
+    def on_train_epoch_end(self, trainer: Trainer, plan: LightningModule) -> None:
+        """Compare the epoch's mean loss with the reference."""
+        self._check(plan, _ANY_EPOCH)
+
+    def on_train_end(self, trainer: Trainer, plan: LightningModule) -> None:
+        """Compare more strictly, unless the best weights are taken in place of the last."""
+        if not any(getattr(callback, "load_best_on_end", False) for callback in trainer.callbacks):
+            self._check(plan, _LAST_EPOCH)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run goes on with."""
+        return {"first": self._first, "first_cells": self._first_cells}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Counterpart of :meth:`state_dict`."""
+        self._first, self._first_cells = state_dict["first"], state_dict["first_cells"]
+
+    def _reset(self, epoch: int) -> None:
+        self._epoch = epoch
+        self._sum: Tensor | float = 0.0
+        self._still: Tensor | float = 0.0
+        self._n = 0
+
+    def _check(self, plan: LightningModule, most: float) -> None:
+        if not self._n:
+            return
+        loss = float(torch.as_tensor(self._sum)) / self._n
+        reference = self._first if self.stage == "vae" else float(torch.as_tensor(self._still)) / self._n
+        if loss <= most * max(reference, 1.0):
+            return
+        stage, quantity, compared, argument = _STAGES[self.stage]
+        raise FloatingPointError(
+            f"{stage} diverged in epoch {self._epoch}: the {quantity} is {loss:.4g}, against {reference:.4g} "
+            f"{compared}. The usual cause is a learning rate that is too high (now {plan.lr}): pass a lower one, "
+            f"`{argument}={{'lr': {plan.lr / 10:g}}}`, and train again."
+        )
