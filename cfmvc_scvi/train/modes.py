@@ -28,6 +28,41 @@ def check_finite_loss(loss: Tensor, stage: str, quantity: str, epoch: int, argum
     )
 
 
+class FiniteWatch:
+    """Raises when the loss of a step is not finite, as :func:`check_finite_loss` says.
+
+    On the CPU every step is looked at. On a device, where looking waits for it, losses are added up and looked at
+    every ``every`` steps and at the end of an epoch; a loss that is not finite stays in the sum.
+    """
+
+    def __init__(self, stage: str, quantity: str, argument: str, lr: float, *, every: int = 32) -> None:
+        self._what = (stage, quantity)
+        self._remedy = (argument, lr)
+        self._every = every
+        self._steps = 0
+        self._sum: Tensor | float = 0.0
+
+    def __call__(self, loss: Tensor, epoch: int, last: bool) -> None:
+        """Look at the loss of a step; ``last`` says that it is the last of its epoch."""
+        self._steps += 1
+        self._sum = self._sum + loss.detach()
+        if loss.device.type == "cpu" or last or self._steps % self._every == 0:
+            check_finite_loss(self._sum, *self._what, epoch, *self._remedy)
+            self._sum = 0.0
+
+
+def fused_where_possible(
+    optimizer: type[torch.optim.Optimizer], parameters: Iterable[nn.Parameter], trainer: Any, **settings: Any
+) -> torch.optim.Optimizer:
+    """Optimiser whose step is one kernel, on devices that have it.
+
+    Not in mixed precision, where Lightning clips no gradients of a fused optimiser.
+    """
+    parameters = list(parameters)
+    fused = {p.device.type for p in parameters} <= {"cpu", "cuda"} and "16" not in str(trainer.precision)
+    return optimizer(parameters, fused=fused or None, **settings)
+
+
 def check_finite_weights(parts: Iterable[nn.Module], stage: str, argument: str, lr: float) -> None:
     """Raise when a trained weight is not finite: the last step of a fit is followed by no loss that would show it."""
     if all(bool(torch.isfinite(p).all()) for part in parts for p in part.parameters()):

@@ -1,0 +1,94 @@
+"""The two models of the comparison, of equal shape, and what times their training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import scvi
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from cfmvc_scvi import CFMVC
+
+N_HIDDEN, N_LATENT, N_TECHNICAL = 256, 32, 8
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
+
+
+def new_cfmvc(adata: ad.AnnData, **kwargs: Any) -> CFMVC:
+    """Ours, with as many hidden layers in encoder and decoder as SCVI has."""
+    CFMVC.setup_anndata(adata)
+    return CFMVC(
+        adata,
+        n_latent=N_LATENT,
+        n_latent_technical=N_TECHNICAL,
+        n_hidden=N_HIDDEN,
+        n_layers=2,
+        **({"n_layers_decoder": 2} | kwargs),
+    )
+
+
+def new_scvi(adata: ad.AnnData) -> scvi.model.SCVI:
+    """SCVI with the same hidden layers and 40 latent dimensions."""
+    scvi.model.SCVI.setup_anndata(adata, batch_key="batch")
+    return scvi.model.SCVI(
+        adata, n_hidden=N_HIDDEN, n_latent=N_LATENT + N_TECHNICAL, n_layers=2, gene_likelihood="nb"
+    )
+
+
+class EpochTimes(Callback):
+    """Seconds of every epoch of a fit, the first (which warms up) beside the others."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_train_epoch_start(self, trainer: Any, plan: Any) -> None:
+        self._start = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Any, plan: Any) -> None:
+        self.seconds.append(time.perf_counter() - self._start)
+
+    @property
+    def later(self) -> float:
+        """Median of the epochs after the first, or the only one."""
+        return float(np.median(self.seconds[1:] or self.seconds))
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """Seconds that one call takes."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def products_alone(batch_size: int, n_genes: int, repeats: int) -> float:
+    """Seconds of one step's matrix products of :func:`new_cfmvc`, forward and backward, and of nothing else."""
+    latent, hidden = N_LATENT + N_TECHNICAL, N_HIDDEN
+    # inputs and outputs of every layer, and whether a gradient by its input is needed
+    layers = [
+        (n_genes, hidden, False),
+        (n_genes, N_LATENT, False),
+        (hidden, hidden, True),
+        (hidden, 2 * latent, True),
+        (latent, hidden, True),
+        (hidden, hidden, True),
+        (latent, n_genes, True),
+        (hidden, n_genes, True),
+    ]
+    arrays = []
+    for n_in, n_out, by_input in layers:
+        x, w, y = (torch.randn(*shape) for shape in ((batch_size, n_in), (n_out, n_in), (batch_size, n_out)))
+        arrays.append((x, w, y, torch.empty_like(x), torch.empty_like(w), torch.empty_like(y), by_input))
+
+    def step() -> None:
+        for x, w, y, x_out, w_out, y_out, by_input in arrays:
+            torch.mm(x, w.T, out=y_out)
+            torch.mm(y.T, x, out=w_out)
+            if by_input:
+                torch.mm(y, w, out=x_out)
+
+    step()
+    return float(np.median([seconds(step) for _ in range(repeats)]))
