@@ -61,19 +61,24 @@ class FlowContext:
 
 @dataclass(frozen=True)
 class FlowBatch:
-    """Paired points of stage 2: sources, targets, and what is known of the targets."""
+    """Paired points of stage 2: sources, targets, and what is known of the targets.
+
+    ``condition`` holds one code, shape (n,), for all targets of one perturbation vector ``p``.
+    """
 
     z0: Tensor
     z1: Tensor
     context: FlowContext
     p: Tensor
+    condition: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.z0)
 
     def to(self, device: torch.device | str) -> FlowBatch:
         """The same on another device."""
-        return FlowBatch(self.z0.to(device), self.z1.to(device), self.context.to(device), self.p.to(device))
+        values = (getattr(self, field.name) for field in fields(self))
+        return FlowBatch(*(None if value is None else value.to(device) for value in values))
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,24 @@ def check_finite_loss(loss: Tensor, stage: str, quantity: str, epoch: int, argum
     )
 
 
+class EpochSums:
+    """Losses of an epoch, added up on the device; nothing is read from there before the end."""
+
+    def __init__(self) -> None:
+        self.n_cells = 0
+        self._sums: Tensor | float = 0.0
+
+    @torch.no_grad()
+    def add(self, losses: Tensor, n_cells: int) -> None:
+        """Add mean losses (any number of them) of a batch of so many cells."""
+        self._sums = self._sums + losses * n_cells
+        self.n_cells += n_cells
+
+    def means(self) -> Tensor:
+        """Means over the cells of the epoch, at least one-dimensional."""
+        return torch.atleast_1d(self._sums / self.n_cells)
+
+
 class FiniteWatch:
     """Raises when the loss of a step is not finite, as :func:`check_finite_loss` says.
 

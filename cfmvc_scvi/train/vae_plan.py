@@ -11,6 +11,7 @@ from torch import Tensor
 from cfmvc_scvi._types import CountBatch
 from cfmvc_scvi.module import CFMVCModule, ElboTerms
 from cfmvc_scvi.train.modes import (
+    EpochSums,
     FiniteWatch,
     check_finite_weights,
     fused_where_possible,
@@ -81,7 +82,7 @@ class VAETrainingPlan(TrainingPlan):
         else:
             terms = self.module.elbo_terms(batch)
             loss = terms.loss(self.kl_weight)
-            self._sums.add(terms, loss, len(batch))
+            self._sums.add(_losses(terms, loss), len(batch))
         if last:
             self._log_train()
         self._watch(loss, self.current_epoch, last)
@@ -93,7 +94,7 @@ class VAETrainingPlan(TrainingPlan):
             super().validation_step(self.module.tensors(batch), batch_idx)
             return
         terms = self.module.elbo_terms(batch)
-        self._validation_sums.add(terms, terms.loss(self.kl_weight), len(batch))
+        self._validation_sums.add(_losses(terms, terms.loss(self.kl_weight)), len(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log the losses of the validation cells."""
@@ -121,10 +122,14 @@ class VAETrainingPlan(TrainingPlan):
             self._sums = EpochSums()
 
     def _log_sums(self, sums: EpochSums, mode: str) -> None:
-        means = sums.means()
-        elbo = means["reconstruction_loss"] + means["kl_local"]
-        named = {f"{name}_{mode}": value for name, value in {"elbo": elbo, **means}.items()}
-        named["train_loss" if mode == "train" else "validation_loss"] = named.pop(f"loss_{mode}")
+        loss, reconstruction, kl = sums.means().unbind()
+        named = {
+            f"elbo_{mode}": reconstruction + kl,
+            f"reconstruction_loss_{mode}": reconstruction,
+            f"kl_local_{mode}": kl,
+            f"kl_global_{mode}": torch.zeros_like(kl),
+            f"{mode}_loss": loss,
+        }
         for name, value in named.items():
             self.log(
                 name,
@@ -137,26 +142,6 @@ class VAETrainingPlan(TrainingPlan):
             )
 
 
-class EpochSums:
-    """Losses of an epoch, added up on the device; nothing is read from there before the end."""
-
-    def __init__(self) -> None:
-        self.n_cells = 0
-        self._sums: Tensor | None = None
-
-    @torch.no_grad()
-    def add(self, terms: ElboTerms, loss: Tensor, n_cells: int) -> None:
-        """Add the mean losses of a batch of so many cells."""
-        values = torch.stack([loss, terms.reconstruction, terms.kl_intrinsic + terms.kl_technical]).mul_(n_cells)
-        self._sums = values if self._sums is None else self._sums.add_(values)
-        self.n_cells += n_cells
-
-    def means(self) -> dict[str, Tensor]:
-        """Means over cells."""
-        loss, reconstruction, kl = (self._sums / self.n_cells).unbind()
-        return {
-            "loss": loss,
-            "reconstruction_loss": reconstruction,
-            "kl_local": kl,
-            "kl_global": torch.zeros_like(kl),
-        }
+def _losses(terms: ElboTerms, loss: Tensor) -> Tensor:
+    """What is minimised, and the two terms of the ELBO that is reported, unweighted."""
+    return torch.stack([loss, terms.reconstruction, terms.kl_intrinsic + terms.kl_technical])
