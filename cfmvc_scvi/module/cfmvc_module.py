@@ -356,6 +356,9 @@ class CFMVCModule(BaseModuleClass):
         return self.unstandardize(end)
 
     def _field(self, encoded: Tensor, alpha: Tensor):
+        if len(alpha) and bool((alpha == alpha[:1]).all()):
+            return self.flow_field.field(encoded, alpha[0])
+
         def velocity(z: Tensor, t: float) -> Tensor:
             times = torch.full((len(z),), t, dtype=z.dtype, device=z.device)
             return self.flow_field(z, times, encoded, alpha).total
