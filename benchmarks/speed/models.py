@@ -34,9 +34,7 @@ def new_cfmvc(adata: ad.AnnData, **kwargs: Any) -> CFMVC:
 def new_scvi(adata: ad.AnnData) -> scvi.model.SCVI:
     """SCVI with the same hidden layers and 40 latent dimensions."""
     scvi.model.SCVI.setup_anndata(adata, batch_key="batch")
-    return scvi.model.SCVI(
-        adata, n_hidden=N_HIDDEN, n_latent=N_LATENT + N_TECHNICAL, n_layers=2, gene_likelihood="nb"
-    )
+    return scvi.model.SCVI(adata, n_hidden=N_HIDDEN, n_latent=N_LATENT + N_TECHNICAL, n_layers=2, gene_likelihood="nb")
 
 
 class EpochTimes(Callback):

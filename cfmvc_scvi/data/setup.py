@@ -217,11 +217,17 @@ def check_counts(matrix: Any, where: str) -> None:
         raise ValueError(f"{where} has values that are missing or infinite; counts are needed.")
     if smallest < 0:
         raise ValueError(f"{where} has negative values (smallest {smallest}); raw counts are needed.")
-    if not np.issubdtype(values.dtype, np.integer) and (values != np.floor(values)).any():
+    if not np.issubdtype(values.dtype, np.integer) and _has_fractions(values):
         raise ValueError(
             f"{where} has fractional values: it looks normalised or log-transformed. CFMVC needs raw counts; where "
             "they are in a layer, pass `layer=`."
         )
+
+
+def _has_fractions(values: np.ndarray, size: int = 1 << 22) -> bool:
+    """Whether any number is not whole, looked at in pieces: no copy of all numbers is made."""
+    pieces = np.array_split(values, max(1, values.size // size))
+    return any(bool((piece != np.floor(piece)).any()) for piece in pieces)
 
 
 def check_finite_column(column: pd.Series, where: str, positive: bool = False) -> None:

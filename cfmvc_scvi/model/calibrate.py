@@ -11,10 +11,10 @@ from scipy import sparse
 from torch import Tensor
 
 from cfmvc_scvi._types import FlowContext
-from cfmvc_scvi.data.cells import CellTable
 from cfmvc_scvi.data.perturbation import Condition
 from cfmvc_scvi.model.change import lognorm_expression
 from cfmvc_scvi.model.latents import LatentCache
+from cfmvc_scvi.model.moments import highest_lognorm, lognorm_moments
 from cfmvc_scvi.module.effect_gp import EffectGP, MeanEffects
 from cfmvc_scvi.module.likelihood import expected_lognorm
 
@@ -68,7 +68,7 @@ class CalibrationMixin:
         self.calibration_ = {
             "profiles": populations.mean0.astype(np.float32),
             "variance": populations.spread0.astype(np.float32),
-            "highest": _highest(cache.cells, rows),
+            "highest": highest_lognorm(cache.cells, rows),
             "gp": None if effects is None else EffectGP(populations.mean0).fit(effects).to_dict(),
             "spread_effect": populations.spread_effect(),
             "reference": _reference(cache, [_sample(cells, rng) for cells in populations.control]),
@@ -157,12 +157,12 @@ class Populations:
         everyone = rows[condition == 0]
         own = [rows[(condition == 0) & (labels == label)] for label in range(n_labels)]
         control = [cells if len(cells) else everyone for cells in own]
-        moments0 = [_moments(cache.cells, cells) for cells in control]
+        moments0 = [lognorm_moments(cache.cells, cells) for cells in control]
         found = []
         for code, label in sorted(set(zip(condition.tolist(), labels.tolist(), strict=True))):
             cells = rows[(condition == code) & (labels == label)]
             if code > 0 and min(len(cells), len(own[label])) >= _MIN_CELLS:
-                found.append((*_moments(cache.cells, cells), len(cells), label, cache.p[code].numpy()))
+                found.append((*lognorm_moments(cache.cells, cells), len(cells), label, cache.p[code].numpy()))
         n_genes, n_features = cache.cells.counts.shape[1], cache.p.shape[1]
         empty = (np.zeros((0, n_genes)),) * 2 + (np.zeros(0), np.zeros(0, dtype=int), np.zeros((0, n_features)))
         columns = [np.stack(column) for column in zip(*found, strict=True)] if found else empty
@@ -182,26 +182,6 @@ class Populations:
         change = self.spread1 - self.spread0[self.label]
         gram = self.p.T @ (weights * self.p) + np.sqrt(_MIN_CELLS) * np.eye(self.p.shape[1])
         return np.linalg.solve(gram, self.p.T @ (weights * change)).astype(np.float32)
-
-
-def _moments(cells: CellTable, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of log1p CP10k over some cells, shape (n_genes,)."""
-    first = np.zeros(cells.counts.shape[1])
-    second = np.zeros_like(first)
-    chosen = cells.take(rows)
-    for chunk in chosen.chunks(2048):
-        y = lognorm_expression(chosen.dense(chunk), chosen.library[chunk]).astype(np.float64)
-        first += y.sum(axis=0)
-        second += (y**2).sum(axis=0)
-    mean = first / len(rows)
-    return mean, np.maximum(second / len(rows) - mean**2, 0.0)
-
-
-def _highest(cells: CellTable, rows: np.ndarray) -> np.ndarray:
-    """Highest log1p CP10k of every gene over some cells, shape (n_genes,)."""
-    chosen = cells.take(rows)
-    chunks = (lognorm_expression(chosen.dense(chunk), chosen.library[chunk]) for chunk in chosen.chunks(2048))
-    return np.max([chunk.max(axis=0) for chunk in chunks], axis=0)
 
 
 def _spread_factor(variance: np.ndarray, change: np.ndarray) -> np.ndarray:

@@ -18,8 +18,10 @@ from cfmvc_scvi.model.latents import LatentCache
 from cfmvc_scvi.module.initialize import initialize_linear_paths
 from cfmvc_scvi.train import FlowTrainingPlan, VAETrainingPlan, reject_unknown, run_stage
 
-#: Cells that the start values of stage 1 are computed from.
-_INIT_CELLS = 20_000
+#: Cells that the start values of stage 1 are computed from, and memory for their dense copy.
+_INIT_CELLS, _INIT_BYTES = 20_000, 256 * 2**20
+#: Cells that are encoded at a time for stage 2.
+_ENCODE_CELLS = 1024
 #: Optimiser steps of each stage when the number of epochs is not given; the flow takes more for every perturbation.
 _VAE_STEPS, _FLOW_STEPS, _FLOW_STEPS_EACH = 900, 700, 20
 
@@ -59,8 +61,8 @@ class TrainingMixin:
         early_stopping
             Stop a stage when its own validation loss no longer falls: ``elbo_validation``, ``flow_loss_validation``.
         data_on_device
-            Keep the counts of stage 1 on the GPU: ``"auto"`` where they take at most 40 % of its free memory (8 bytes per
-            count that is not zero). Without a GPU, ``"auto"`` reads them from ``adata`` as they are.
+            Keep the counts of stage 1 on the GPU: ``"auto"`` where they take at most 40 % of its free memory (8 bytes
+            per count that is not zero). Without a GPU, ``"auto"`` reads them from ``adata`` as they are.
         vae_plan_kwargs, flow_plan_kwargs
             Arguments of :class:`~cfmvc_scvi.train.VAETrainingPlan` and :class:`~cfmvc_scvi.train.FlowTrainingPlan`.
         **trainer_kwargs
@@ -177,8 +179,9 @@ class TrainingMixin:
 
     def _initialize(self, cells: CellTable, rows: np.ndarray) -> None:
         """Start values of stage 1 from a sample of the training cells."""
-        if len(rows) > _INIT_CELLS:
-            rows = np.sort(np.random.default_rng(self._seed).choice(rows, _INIT_CELLS, replace=False))
+        n_most = min(_INIT_CELLS, max(1, _INIT_BYTES // (4 * cells.counts.shape[1])))
+        if len(rows) > n_most:
+            rows = np.sort(np.random.default_rng(self._seed).choice(rows, n_most, replace=False))
         cells = cells.take(rows)
         condition, _ = registered_conditions(self.adata, self.setup_keys, self.vocabulary)
         labels = cells.context.labels.numpy()
@@ -196,7 +199,7 @@ class TrainingMixin:
         """Posterior of every registered cell, encoded once, with its condition; sets the flow's units."""
         cells = self._reader().read(self.adata)
         condition, conditions = registered_conditions(self.adata, self.setup_keys, self.vocabulary)
-        posterior = self._encode(cells)
+        posterior = self._encode(cells, _ENCODE_CELLS)
         p = torch.from_numpy(self.vocabulary.encode(conditions))
         cache = LatentCache(cells, posterior, condition, conditions, p)
         if not (condition[self._split.train] == 0).any():

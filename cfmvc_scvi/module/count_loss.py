@@ -63,18 +63,22 @@ def gaussian_kl(mean: Tensor, logvar: Tensor, prior_mean: Tensor | float, prior_
 def reconstruction_loss(
     logits: Tensor, log_theta: Tensor, batch: CountBatch, *, panel: bool = False, overwrite: bool = False
 ) -> Tensor:
-    r"""Mean over cells of :math:`-\sum_g \log NB(x_g \mid L \rho_g, \theta_g)` with :math:`\rho` the softmax of the logits.
+    r"""Mean negative log-likelihood of cells, from the logits of the decoder.
+
+    .. math:: -\frac{1}{n} \sum_i \sum_g \log NB(x_{ig} \mid L_i \rho_{ig}, \theta_g), \qquad
+              \rho_i = \operatorname{softmax}(\ell_i)
 
     With :math:`s = \log \mu - \log \theta` the log-likelihood of a cell is
 
-    .. math:: \sum_{g: x_g > 0} \left[ \log \frac{\Gamma(x_g + \theta_g)}{\Gamma(\theta_g)\, x_g!} + x_g \log \sigma(s_g)
-              \right] - \sum_g \theta_g \log(1 + \mu_g / \theta_g) ,
+    .. math:: \sum_{g: x_g > 0} \left[ \log \frac{\Gamma(x_g + \theta_g)}{\Gamma(\theta_g)\, x_g!}
+              + x_g \log \sigma(s_g) \right] - \sum_g \theta_g \log(1 + \mu_g / \theta_g) ,
 
     so that gamma functions are needed where counts are not zero alone: of the zeros one logarithm is left. As
-    counts are whole numbers, :math:`\Gamma(x + \theta) / \Gamma(\theta) = \prod_{k < x} (\theta + k)` comes from a table
-    per gene (above 16 from Stirling's series), without the cancellation of two log-gammas. The gradient
+    counts are whole numbers, :math:`\Gamma(x + \theta) / \Gamma(\theta) = \prod_{k < x} (\theta + k)` comes from a
+    table per gene (above 16 from Stirling's series), without the cancellation of two log-gammas. The gradient
 
-    .. math:: \frac{\partial}{\partial \ell_g} = d_g - \rho_g \sum_h d_h , \qquad d_g = x_g - (x_g + \theta_g)\, \sigma(s_g)
+    .. math:: \frac{\partial}{\partial \ell_g} = d_g - \rho_g \sum_h d_h , \qquad
+              d_g = x_g - (x_g + \theta_g)\, \sigma(s_g)
 
     is worked out in the same pass over blocks of cells that fit the processor's cache.
 
@@ -95,9 +99,7 @@ def reconstruction_loss(
     -------
     Scalar, differentiable once by ``logits`` and ``log_theta``, in their precision but at least float32.
     """
-    return _ReconstructionLoss.apply(
-        _at_least_float32(logits), _at_least_float32(log_theta), batch, panel, overwrite
-    )
+    return _ReconstructionLoss.apply(_at_least_float32(logits), _at_least_float32(log_theta), batch, panel, overwrite)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -108,9 +110,7 @@ class _ReconstructionLoss(torch.autograd.Function):
     """See :func:`reconstruction_loss`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, log_theta: Tensor, batch: CountBatch, panel: bool, overwrite: bool
-    ) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, log_theta: Tensor, batch: CountBatch, panel: bool, overwrite: bool) -> Tensor:
         theta = log_theta.exp()
         work = logits.detach() if overwrite and logits.is_contiguous() else logits.detach().clone()
         values = batch.values.to(work.dtype)
@@ -186,7 +186,7 @@ def _dense_part(
 
 
 def _log_ways(values: Tensor, genes: Tensor, theta: Tensor, need_derivative: bool) -> tuple[Tensor, Tensor]:
-    r"""Log of :math:`\Gamma(x + \theta) / (\Gamma(\theta)\, x!)` and its derivative by :math:`\log \theta`; whole x (m,)."""
+    r"""Log of :math:`\Gamma(x + \theta) / (\Gamma(\theta)\, x!)`, and its derivative by :math:`\log \theta`; (m,)."""
     counted = torch.arange(_TABLE, dtype=theta.dtype, device=theta.device).unsqueeze(-1)
     terms = theta + counted
     cell = values.clamp(max=_TABLE).long().mul_(len(theta)).add_(genes)
