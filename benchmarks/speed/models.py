@@ -90,3 +90,53 @@ def products_alone(batch_size: int, n_genes: int, repeats: int) -> float:
 
     step()
     return float(np.median([seconds(step) for _ in range(repeats)]))
+
+
+def fit_options(n_epochs: int, batch_size: int, callback: Callback) -> dict[str, Any]:
+    """Arguments of a fit without validation, the same for both models."""
+    return {"max_epochs": n_epochs, "batch_size": batch_size, "train_size": 1.0, "callbacks": [callback], **QUIET}
+
+
+def step_parts(adata: ad.AnnData, batch_size: int, n_steps: int = 30) -> dict[str, float]:
+    """Median milliseconds of the parts of a step of stage 1, outside Lightning, and of a step inside it."""
+    from cfmvc_scvi.data.counts import HostCounts
+    from cfmvc_scvi.module.count_loss import gaussian_draw, gaussian_kl, reconstruction_loss
+
+    model = new_cfmvc(adata)
+    epochs = EpochTimes()
+    model.train_vae(**fit_options(4, batch_size, epochs))
+    module, source = model.module.train(), HostCounts(model._reader().read(adata))
+    parameters = [p for part in module.vae_parts for p in part.parameters()]
+    optimizer = torch.optim.Adam(parameters, fused=True)
+    rng, times = np.random.default_rng(0), []
+    for _ in range(n_steps):
+        marks = [("", time.perf_counter())]
+
+        def mark(name: str, marks: list = marks) -> None:
+            marks.append((name, time.perf_counter()))
+
+        batch = source.batch(rng.permutation(len(source.library))[:batch_size])
+        x = batch.lognorm()
+        mark("batch and encoder input")
+        q = module.encoder(x, batch.context.categorical, batch.context.continuous)
+        mark("encoder")
+        z, technical = gaussian_draw(q.int_mean, q.int_logvar), gaussian_draw(q.tech_mean, q.tech_logvar)
+        logits = module.decoder.logits(z, technical)
+        mark("decoder")
+        loss = reconstruction_loss(logits, module.decoder.bounded_log_theta, batch, overwrite=True)
+        mark("likelihood with its gradient")
+        loss = loss + gaussian_kl(q.int_mean, q.int_logvar, 0.0, 0.0)
+        loss = loss + gaussian_kl(q.tech_mean, q.tech_logvar, 0.0, 0.0)
+        mark("KL")
+        optimizer.zero_grad()
+        loss.backward()
+        mark("backward")
+        torch.nn.utils.clip_grad_norm_(parameters, 50.0)
+        optimizer.step()
+        mark("clipping and Adam")
+        times.append({name: 1e3 * (b - a) for (_, a), (name, b) in zip(marks, marks[1:], strict=False)})
+    parts = {name: float(np.median([t[name] for t in times])) for name in times[0]}
+    parts["sum"] = sum(parts.values())
+    parts["step in train_vae"] = 1e3 * epochs.later / (adata.n_obs // batch_size)
+    parts["matrix products alone"] = 1e3 * products_alone(batch_size, adata.n_vars, 20)
+    return parts

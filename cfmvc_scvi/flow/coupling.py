@@ -70,7 +70,7 @@ class OTCoupling(Coupling):
         return pairs
 
     def _source_chunk(self, n_source: int, n_target: int, rng: Generator) -> np.ndarray:
-        wanted = n_target if 2 * n_target > self.chunk_size else self.chunk_size
+        wanted = n_target if 4 * n_target > self.chunk_size else self.chunk_size
         return rng.choice(n_source, size=min(n_source, wanted), replace=False)
 
 
