@@ -5,6 +5,7 @@
 #   make lint            ruff: rules and format
 #   make docs            HTML pages, warnings are errors                        -> docs/_build/html
 #   make bench-quality   quality of the predictions beside the baselines
+#   make bench-speed     speed of training and prediction beside SCVI, as ratios
 #   make clean           remove what the targets wrote;   make distclean        the environment too
 
 SHELL := /bin/bash
@@ -38,7 +39,7 @@ BENCH_READY := $(VENV)/.bench-ready
 # Directories too: they change when a file is removed.
 SOURCES := $(shell find cfmvc_scvi -not -name '*.pyc' -not -name __pycache__)
 
-.PHONY: env demo test test-fast lint docs bench-quality clean distclean
+.PHONY: env demo test test-fast lint docs bench-quality bench-speed clean distclean
 
 env: $(PACKAGE_READY)
 
@@ -87,7 +88,10 @@ docs: $(PACKAGE_READY) $(DOCS_READY)
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 bench-quality: $(PACKAGE_READY) $(BENCH_READY)
-	$(BIN)/python benchmarks/quality/kang.py $(BENCH_ARGS)
+	PYTHONPATH=benchmarks/quality $(BIN)/python benchmarks/quality/kang.py $(BENCH_ARGS)
+
+bench-speed: $(PACKAGE_READY) $(BENCH_READY)
+	PYTHONPATH=benchmarks/speed $(BIN)/python benchmarks/speed/run.py $(BENCH_ARGS)
 
 clean:
 	rm -rf build dist demo_output lightning_logs docs/_build docs/generated docs/tutorials

@@ -99,7 +99,7 @@ def fit_options(n_epochs: int, batch_size: int, callback: Callback) -> dict[str,
 
 def step_parts(adata: ad.AnnData, batch_size: int, n_steps: int = 30) -> dict[str, float]:
     """Median milliseconds of the parts of a step of stage 1, outside Lightning, and of a step inside it."""
-    from cfmvc_scvi.data.counts import HostCounts
+    from cfmvc_scvi.data.count_loader import HostCounts
     from cfmvc_scvi.module.count_loss import gaussian_draw, gaussian_kl, reconstruction_loss
 
     model = new_cfmvc(adata)

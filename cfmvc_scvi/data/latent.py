@@ -63,12 +63,8 @@ class PairLoader:
         Control rows to pair with where ``rows`` holds no control cell.
     device
         Where the batches are made. A pass is drawn and paired on the CPU and brought there as a whole.
-
-    Attributes
-    ----------
     first_epoch
-        Number of the first pass: a run that is resumed sets it to the epochs already done. What a pass draws is a
-        function of the seed and its number alone.
+        Number of the first pass: a pass depends on the seed and its number alone.
     """
 
     def __init__(
@@ -83,6 +79,7 @@ class PairLoader:
         fixed: bool = False,
         spare_controls: np.ndarray | None = None,
         device: torch.device | str = "cpu",
+        first_epoch: int = 0,
     ) -> None:
         self.data = data
         self.rows = rows
@@ -92,7 +89,7 @@ class PairLoader:
         self.seed = seed
         self.fixed = fixed
         self.device = device
-        self.first_epoch = 0
+        self.first_epoch = first_epoch
         self._passes = 0
         self._context = data.context.to(device)
         self._p = data.p.to(device)
@@ -135,7 +132,9 @@ class PairLoader:
 
 
 class LatentDataModule(LightningDataModule):
-    """Training and validation pairs of stage 2."""
+    """Training and validation pairs of stage 2; ``first_epoch`` is the number of the first pass."""
+
+    first_epoch: int = 0
 
     def __init__(
         self,
@@ -157,7 +156,7 @@ class LatentDataModule(LightningDataModule):
 
     def train_dataloader(self) -> PairLoader:
         """Pairs of the training cells, new in every epoch."""
-        return self._make(self.train_idx)
+        return self._make(self.train_idx, first_epoch=self.first_epoch)
 
     def val_dataloader(self) -> PairLoader | list:
         """Pairs of the validation cells, the same in every epoch."""

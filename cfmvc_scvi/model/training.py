@@ -9,7 +9,7 @@ import torch
 
 from cfmvc_scvi._types import CellSplit
 from cfmvc_scvi.data.cells import CellTable
-from cfmvc_scvi.data.counts import CountDataModule
+from cfmvc_scvi.data.count_loader import CountDataModule
 from cfmvc_scvi.data.latent import LatentDataModule
 from cfmvc_scvi.data.setup import registered_conditions
 from cfmvc_scvi.data.split import split_cells

@@ -286,10 +286,10 @@ class CFMVCModule(BaseModuleClass):
         """Velocity at standardised latents ``z`` (n, n_latent) and times ``t`` (n,).
 
         ``condition`` (n,), where it is known, holds one code for all cells of one ``p``, and saves work where
-        these are many.
+        these are many (on the CPU; elsewhere, counting the cells of a condition would wait for the device).
         """
         encoded = self.encode_context(context)
-        if condition is not None and self.adapter.gate is None:
+        if condition is not None and self.adapter.gate is None and z.device.type == "cpu":
             codes, group, counts = torch.unique(condition, return_inverse=True, return_counts=True)
             if self.flow_field.worth_grouping(len(z), len(codes), int(counts.max())):
                 member = torch.empty_like(codes).scatter_(0, group, torch.arange(len(z), device=z.device))

@@ -75,7 +75,8 @@ def reconstruction_loss(
 
     so that gamma functions are needed where counts are not zero alone: of the zeros one logarithm is left. As
     counts are whole numbers, :math:`\Gamma(x + \theta) / \Gamma(\theta) = \prod_{k < x} (\theta + k)` comes from a
-    table per gene (above 16 from Stirling's series), without the cancellation of two log-gammas. The gradient
+    table per gene (above 16 from Stirling's series), without the cancellation of two log-gammas; a batch with
+    fractional values takes the log-gammas. The gradient
 
     .. math:: \frac{\partial}{\partial \ell_g} = d_g - \rho_g \sum_h d_h , \qquad
               d_g = x_g - (x_g + \theta_g)\, \sigma(s_g)
@@ -187,6 +188,10 @@ def _dense_part(
 
 def _log_ways(values: Tensor, genes: Tensor, theta: Tensor, need_derivative: bool) -> tuple[Tensor, Tensor]:
     r"""Log of :math:`\Gamma(x + \theta) / (\Gamma(\theta)\, x!)`, and its derivative by :math:`\log \theta`; (m,)."""
+    if not bool((values == values.trunc()).all()):
+        at = theta.index_select(0, genes)
+        result = torch.lgamma(values + at) - torch.lgamma(at) - torch.lgamma(values + 1.0)
+        return result, at * (torch.digamma(values + at) - torch.digamma(at)) if need_derivative else result
     counted = torch.arange(_TABLE, dtype=theta.dtype, device=theta.device).unsqueeze(-1)
     terms = theta + counted
     cell = values.clamp(max=_TABLE).long().mul_(len(theta)).add_(genes)

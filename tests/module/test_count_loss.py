@@ -52,10 +52,12 @@ def with_gradients(loss: torch.Tensor, *inputs: torch.Tensor) -> list[torch.Tens
 
 @pytest.mark.parametrize("panel", [False, True])
 @pytest.mark.parametrize("block", [1, 300, 1 << 17])
-def test_agrees_with_the_dense_computation(monkeypatch, panel, block):
-    """Also where a block holds one cell, and where the last block is smaller."""
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_agrees_with_the_dense_computation(monkeypatch, panel, block, scale):
+    """Also where a block holds one cell, where the last block is smaller, and for values that are no counts."""
     monkeypatch.setattr(count_loss, "_BLOCK", block)
     counts, logits, log_theta = draw()
+    counts = counts * scale
     batch = batch_of(counts)
     ours = with_gradients(reconstruction_loss(logits, log_theta, batch, panel=panel), logits, log_theta)
     dense = nb_log_prob(torch.tensor(counts), log_mean(logits, batch, panel), log_theta.exp())

@@ -37,11 +37,10 @@ class CountLoader:
         Leave out the cells that do not fill a batch.
     seed
         Seed of the order.
-
-    Attributes
-    ----------
     first_epoch
         Number of the first pass: a run that is resumed sets it to the epochs already done.
+    shard
+        Index of this process and number of processes: each gets its share of every pass, all of one size.
     """
 
     def __init__(
@@ -53,6 +52,8 @@ class CountLoader:
         shuffle: bool = False,
         drop_last: bool = False,
         seed: int = 0,
+        first_epoch: int = 0,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         self.source = source
         self.rows = rows
@@ -60,11 +61,12 @@ class CountLoader:
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.seed = seed
-        self.first_epoch = 0
+        self.first_epoch = first_epoch
+        self.shard = shard
         self._passes = 0
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.rows), self.batch_size)
+        whole, rest = divmod(len(self.rows) // self.shard[1], self.batch_size)
         return whole if self.drop_last or not rest else whole + 1
 
     def __iter__(self) -> Iterator[CountBatch]:
@@ -73,6 +75,8 @@ class CountLoader:
             rng = np.random.default_rng([self.seed, self.first_epoch + self._passes])
             order = rng.permutation(self.rows)
         self._passes += 1
+        index, n_shards = self.shard
+        order = order[index : len(order) // n_shards * n_shards : n_shards]
         for batch in range(len(self)):
             yield self.source.batch(order[batch * self.batch_size : (batch + 1) * self.batch_size])
 
@@ -148,7 +152,7 @@ class DeviceCounts:
 
 
 class CountDataModule(LightningDataModule):
-    """Training and validation batches of stage 1.
+    """Training and validation batches of stage 1; ``first_epoch`` is the number of the first pass.
 
     Parameters
     ----------
@@ -164,6 +168,8 @@ class CountDataModule(LightningDataModule):
     seed
         Seed of the order of the cells.
     """
+
+    first_epoch: int = 0
 
     def __init__(
         self,
@@ -197,7 +203,7 @@ class CountDataModule(LightningDataModule):
     def train_dataloader(self) -> CountLoader:
         """Batches of the training cells, in a new order in every epoch."""
         drop_last = self.n_train > self.batch_size
-        return self._loader(self.train_idx, shuffle=True, drop_last=drop_last)
+        return self._loader(self.train_idx, shuffle=True, drop_last=drop_last, first_epoch=self.first_epoch)
 
     def val_dataloader(self) -> CountLoader | list:
         """Batches of the validation cells, always in one order."""
@@ -208,7 +214,8 @@ class CountDataModule(LightningDataModule):
         return batch if batch.values.device == device else batch.to(device)
 
     def _loader(self, rows: np.ndarray, **kwargs: Any) -> CountLoader:
-        return CountLoader(self._source or self._host, rows, self.batch_size, seed=self.seed, **kwargs)
+        shard = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        return CountLoader(self._source or self._host, rows, self.batch_size, seed=self.seed, shard=shard, **kwargs)
 
     def _fits(self, device: torch.device) -> bool:
         if self.on_device != "auto":

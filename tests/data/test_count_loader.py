@@ -10,7 +10,7 @@ from scipy import sparse
 
 from cfmvc_scvi._types import CellSplit, CountBatch, FlowContext
 from cfmvc_scvi.data.cells import CellTable
-from cfmvc_scvi.data.counts import CountDataModule, CountLoader, DeviceCounts, HostCounts
+from cfmvc_scvi.data.count_loader import CountDataModule, CountLoader, DeviceCounts, HostCounts
 
 N, G = 23, 11
 
@@ -124,6 +124,13 @@ def test_the_order_is_a_function_of_the_seed_and_the_number_of_the_pass():
     expected = np.random.default_rng([3, 1]).permutation(np.arange(100, 100 + N))
     np.testing.assert_array_equal(passes[1], expected)
     assert (whole_pass(loader(shuffle=True, seed=4)) != passes[0]).any()
+
+
+def test_processes_share_a_pass():
+    parts = [loader(shuffle=True, batch_size=4, shard=(index, 3)) for index in range(3)]
+    rows = [whole_pass(part) for part in parts]
+    assert [len(part) for part in parts] == [2, 2, 2] and [len(r) for r in rows] == [7, 7, 7]
+    np.testing.assert_array_equal(np.stack(rows, axis=1).ravel(), whole_pass(loader(shuffle=True))[:21])
 
 
 def test_without_shuffling_the_order_is_that_of_the_rows():
