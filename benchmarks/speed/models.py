@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from cfmvc_scvi import CFMVC
+from cfmvc_scvi.data.count_loader import HostCounts
 
 N_HIDDEN, N_LATENT, N_TECHNICAL = 256, 32, 8
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
@@ -99,13 +100,12 @@ def fit_options(n_epochs: int, batch_size: int, callback: Callback) -> dict[str,
 
 def step_parts(adata: ad.AnnData, batch_size: int, n_steps: int = 30) -> dict[str, float]:
     """Median milliseconds of the parts of a step of stage 1, outside Lightning, and of a step inside it."""
-    from cfmvc_scvi.data.count_loader import HostCounts
     from cfmvc_scvi.module.count_loss import gaussian_draw, gaussian_kl, reconstruction_loss
 
     model = new_cfmvc(adata)
     epochs = EpochTimes()
     model.train_vae(**fit_options(4, batch_size, epochs))
-    module, source = model.module.train(), HostCounts(model._reader().read(adata))
+    module, source = model.module.train(), _source(model)
     parameters = [p for part in module.vae_parts for p in part.parameters()]
     optimizer = torch.optim.Adam(parameters, fused=True)
     rng, times = np.random.default_rng(0), []
@@ -140,3 +140,37 @@ def step_parts(adata: ad.AnnData, batch_size: int, n_steps: int = 30) -> dict[st
     parts["step in train_vae"] = 1e3 * epochs.later / (adata.n_obs // batch_size)
     parts["matrix products alone"] = 1e3 * products_alone(batch_size, adata.n_vars, 20)
     return parts
+
+
+def last_layer_times(batch_size: int, n_genes: int, repeats: int) -> dict[str, float]:
+    """Median milliseconds of last layer, softmax and likelihood with their gradients, in turn with the products."""
+    from cells import simulated_cells
+    from scvi.distributions import NegativeBinomial
+
+    from cfmvc_scvi.module.count_loss import reconstruction_loss
+
+    model = new_cfmvc(simulated_cells(batch_size, n_genes))
+    batch = _source(model).batch(np.arange(batch_size))
+    dense, library = batch.counts(), batch.library.unsqueeze(1)
+    h = torch.randn(batch_size, N_HIDDEN, requires_grad=True)
+    weight = (0.05 * torch.randn(n_genes, N_HIDDEN)).requires_grad_()
+    log_theta = torch.zeros(n_genes, requires_grad=True)
+
+    def scvi_tools() -> None:
+        mean = torch.softmax(h @ weight.T, dim=1) * library
+        (-NegativeBinomial(mu=mean, theta=log_theta.exp()).log_prob(dense).sum(dim=1).mean()).backward()
+
+    def ours() -> None:
+        reconstruction_loss(h @ weight.T, log_theta, batch, overwrite=True).backward()
+
+    def products() -> None:
+        logits = h @ weight.T
+        logits.backward(logits)
+
+    calls = {"scvi-tools, ms": scvi_tools, "ours, ms": ours, "products alone, ms": products}
+    times = [{name: 1e3 * seconds(call) for name, call in calls.items()} for _ in range(repeats + 1)]
+    return {name: float(np.median([t[name] for t in times[1:]])) for name in calls}
+
+
+def _source(model: CFMVC) -> HostCounts:
+    return HostCounts(model._reader().read(model.adata))

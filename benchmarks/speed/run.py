@@ -5,10 +5,11 @@
     python benchmarks/speed/run.py --cells 3000 --epochs 2 --repeats 1   a short look
     python benchmarks/speed/run.py --parts scaling memory --large 10000 100000 1000000
 
-Parts: ``stage1`` (SCVI.train, train_vae and the matrix products in turn), ``stage2`` (train_flow, with and without
-optimal transport), ``predict``, ``scaling`` (seconds per cell by number of cells), ``memory`` (peak above the data),
-``profile`` (where the time of a step goes). Every figure is a median over repeats; the models of a comparison take
-turns within one process. Compare ratios, and only on a machine that does nothing else.
+Parts: ``likelihood`` (last layer and likelihood of a batch, forward and backward), ``stage1`` (SCVI.train, train_vae and
+the matrix products in turn), ``stage2`` (train_flow, with and without optimal transport), ``predict``, ``scaling``
+(seconds per cell by number of cells), ``memory`` (peak above the data), ``profile`` (where the time of a step goes).
+Every figure is a median over repeats; the models of a comparison take turns within one process. Compare ratios, and
+only on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-PARTS = ("stage1", "stage2", "predict", "scaling", "memory", "profile")
+PARTS = ("likelihood", "stage1", "stage2", "predict", "scaling", "memory", "profile")
 
 
 def machine() -> str:
@@ -43,6 +44,19 @@ def machine() -> str:
         f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; python {platform.python_version()}, "
         f"torch {torch.__version__}, scvi-tools {scvi.__version__}"
     )
+
+
+def likelihood(options: argparse.Namespace) -> pd.DataFrame:
+    """Milliseconds of last layer and likelihood, forward and backward: of scvi-tools, ours, and the products alone."""
+    from models import last_layer_times
+
+    rows = []
+    for n_genes in options.genes:
+        for batch_size in options.batch_sizes:
+            times = last_layer_times(batch_size, n_genes, 10 * options.repeats)
+            ratio = times["scvi-tools, ms"] / times["ours, ms"]
+            rows.append({"genes": n_genes, "batch": batch_size, **times, "scvi-tools / ours": ratio})
+    return pd.DataFrame(rows)
 
 
 def stage1(options: argparse.Namespace) -> pd.DataFrame:
