@@ -5,8 +5,8 @@
     python benchmarks/speed/run.py --cells 3000 --epochs 2 --repeats 1   a short look
     python benchmarks/speed/run.py --parts scaling memory --large 10000 100000 1000000
 
-Parts: ``likelihood`` (last layer and likelihood of a batch, forward and backward), ``stage1`` (SCVI.train, train_vae and
-the matrix products in turn), ``stage2`` (train_flow, with and without optimal transport), ``predict``, ``scaling``
+Parts: ``likelihood`` (last layer and likelihood of a batch, forward and backward), ``stage1`` (SCVI.train, train_vae
+and the matrix products in turn), ``stage2`` (train_flow, with and without optimal transport), ``predict``, ``scaling``
 (seconds per cell by number of cells), ``memory`` (peak above the data), ``profile`` (where the time of a step goes).
 Every figure is a median over repeats; the models of a comparison take turns within one process. Compare ratios, and
 only on a machine that does nothing else.

@@ -93,6 +93,24 @@ def test_watch_names_stage_epoch_and_quantity():
         watch(torch.tensor(float("nan")), 4, last=False)
 
 
+@pytest.mark.parametrize("clip", [1e-3, 0.5, 1e6])
+def test_gradients_are_clipped_to_the_norm_asked_for(simulated, build, quiet, clip):
+    norms = []
+
+    class Norm(Callback):
+        def on_before_optimizer_step(self, trainer, plan, optimizer):
+            grads = [p.grad for p in plan.parameters() if p.grad is not None]
+            plan.before = torch.nn.utils.get_total_norm(grads).item()
+
+        def on_train_batch_end(self, trainer, plan, outputs, batch, batch_idx):
+            grads = [p.grad for p in plan.parameters() if p.grad is not None]
+            norms.append((plan.before, torch.nn.utils.get_total_norm(grads).item()))
+
+    build(simulated).train_vae(1, batch_size=64, gradient_clip_val=clip, callbacks=[Norm()], **quiet)
+    for before, after in norms:
+        assert after == pytest.approx(min(before, clip), rel=1e-4)
+
+
 @pytest.mark.parametrize(("precision", "fused"), [("32-true", True), ("bf16-mixed", None), ("16-mixed", None)])
 def test_the_optimiser_is_fused_where_gradients_can_still_be_clipped(precision, fused):
     weight = torch.nn.Parameter(torch.ones(2))
