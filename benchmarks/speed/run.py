@@ -3,6 +3,7 @@
     python benchmarks/speed/run.py                          every part but the million cells; some minutes
     python benchmarks/speed/run.py --parts stage1 stage2    some parts
     python benchmarks/speed/run.py --cells 3000 --epochs 2 --repeats 1   a short look
+    OMP_NUM_THREADS=1 python benchmarks/speed/run.py --clock cpu         time on the processor, on a busy machine
     python benchmarks/speed/run.py --parts scaling memory --large 10000 100000 1000000
 
 Parts: ``likelihood`` (last layer and likelihood of a batch, forward and backward), ``stage1`` (SCVI.train, train_vae
@@ -216,13 +217,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=3, help="epochs of a fit; the first is not counted")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--large", type=int, nargs="+", default=[10_000, 100_000], help="sizes of scaling and memory")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: with one thread, if others run")
     options = parser.parse_args(arguments)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     print(machine())
-    print(f"load of the machine before: {os.getloadavg()[0]:.1f}", flush=True)
+    print(f"load of the machine before: {os.getloadavg()[0]:.1f}; clock: {options.clock}", flush=True)
     import scvi
+    from models import set_clock
 
+    set_clock(options.clock)
     scvi.settings.seed = 0
     scvi.settings.verbosity = logging.ERROR
     for part in options.parts:

@@ -105,21 +105,29 @@ class PairLoader:
         rng = np.random.default_rng([self.seed, 0 if self.fixed else self.first_epoch + self._passes])
         self._passes += 1
         targets, z0, z1 = self._pair(rng)
-        order = torch.as_tensor(rng.permutation(len(targets)))
-        rows, z0, z1 = (x.index_select(0, order).to(self.device) for x in (torch.as_tensor(targets), z0, z1))
-        for batch_rows, start, end in zip(*(x.tensor_split(len(self)) for x in (rows, z0, z1)), strict=True):
+        order = rng.permutation(len(targets))
+        order, rows, z0, z1 = (torch.as_tensor(x).to(self.device) for x in (order, targets, z0, z1))
+        for chosen in order.tensor_split(len(self)):
+            batch_rows = rows.index_select(0, chosen)
             condition = self._condition.index_select(0, batch_rows)
-            p = self._p.index_select(0, condition)
-            yield FlowBatch(z0=start, z1=end, context=self._context[batch_rows], p=p, condition=condition)
+            yield FlowBatch(
+                z0=z0.index_select(0, chosen),
+                z1=z1.index_select(0, chosen),
+                context=self._context[batch_rows],
+                p=self._p.index_select(0, condition),
+                condition=condition,
+            )
 
     def _pair(self, rng: Generator) -> tuple[np.ndarray, Tensor, Tensor]:
-        rows, starts, ends = [], [], []
+        rows = np.concatenate([targets for targets, _ in self._groups])
+        z0, z1 = (self.data.mean.new_empty(len(rows), self.data.mean.shape[1]) for _ in range(2))
+        start = 0
         for targets, sources in self._groups:
-            z1 = self.data.draw(targets, rng)
-            rows.append(targets)
-            starts.append(self._start(z1, sources, rng))
-            ends.append(z1)
-        return np.concatenate(rows), torch.cat(starts), torch.cat(ends)
+            here = slice(start, start + len(targets))
+            z1[here] = self.data.draw(targets, rng)
+            z0[here] = self._start(z1[here], sources, rng)
+            start += len(targets)
+        return rows, z0, z1
 
     def _start(self, z1: Tensor, sources: np.ndarray | None, rng: Generator) -> Tensor:
         if self.source == "control" and sources is None:
