@@ -6,6 +6,7 @@
 #   make docs            HTML pages, warnings are errors                        -> docs/_build/html
 #   make bench-quality   quality of the predictions beside the baselines
 #   make bench-robustness  odd input, interruptions, precision, memory: what happens
+#   make bench-speed     speed of training and prediction beside SCVI, as ratios
 #   make clean           remove what the targets wrote;   make distclean        the environment too
 
 SHELL := /bin/bash
@@ -39,7 +40,7 @@ BENCH_READY := $(VENV)/.bench-ready
 # Directories too: they change when a file is removed.
 SOURCES := $(shell find cfmvc_scvi -not -name '*.pyc' -not -name __pycache__)
 
-.PHONY: env demo test test-fast lint docs bench-quality bench-robustness clean distclean
+.PHONY: env demo test test-fast lint docs bench-quality bench-robustness bench-speed clean distclean
 
 env: $(PACKAGE_READY)
 
@@ -88,7 +89,10 @@ docs: $(PACKAGE_READY) $(DOCS_READY)
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 bench-quality: $(PACKAGE_READY) $(BENCH_READY)
-	$(BIN)/python benchmarks/quality/kang.py $(BENCH_ARGS)
+	PYTHONPATH=benchmarks/quality $(BIN)/python benchmarks/quality/kang.py $(BENCH_ARGS)
+
+bench-speed: $(PACKAGE_READY) $(BENCH_READY)
+	PYTHONPATH=benchmarks/speed $(BIN)/python benchmarks/speed/run.py $(BENCH_ARGS)
 
 bench-robustness: $(PACKAGE_READY)
 	set -e; for script in inputs new_data mistakes memory interrupted_writes precision kill_and_resume; do \

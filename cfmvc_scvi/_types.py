@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -60,19 +61,24 @@ class FlowContext:
 
 @dataclass(frozen=True)
 class FlowBatch:
-    """Paired points of stage 2: sources, targets, and what is known of the targets."""
+    """Paired points of stage 2: sources, targets, and what is known of the targets.
+
+    ``condition`` holds one code, shape (n,), for all targets of one perturbation vector ``p``.
+    """
 
     z0: Tensor
     z1: Tensor
     context: FlowContext
     p: Tensor
+    condition: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.z0)
 
     def to(self, device: torch.device | str) -> FlowBatch:
         """The same on another device."""
-        return FlowBatch(self.z0.to(device), self.z1.to(device), self.context.to(device), self.p.to(device))
+        values = (getattr(self, field.name) for field in fields(self))
+        return FlowBatch(*(None if value is None else value.to(device) for value in values))
 
 
 @dataclass(frozen=True)
@@ -86,3 +92,64 @@ class CellSplit:
     def as_list(self) -> list[np.ndarray]:
         """Fresh copies in the order scvi-tools' ``external_indexing`` takes (it writes into them)."""
         return [self.train.copy(), self.validation.copy(), self.test.copy()]
+
+
+@dataclass(frozen=True)
+class CountBatch:
+    """Counts of some cells, the entries that are not zero alone, and what stage 1 knows of the cells beside them.
+
+    Attributes
+    ----------
+    values
+        Counts, shape (m,), float32; whole numbers.
+    rows, genes
+        Cell and gene of every count, each (m,), int64, in the order of the cells.
+    starts
+        Entry that every cell starts at, and the number of entries, shape (n + 1,), on the CPU.
+    library
+        Library size per cell, shape (n,), float32, at least 1.
+    context
+        Codes and continuous covariates, one row per cell.
+    n_genes
+        Genes.
+    has_size_factor
+        Whether the library sizes are size factors; else they are the sums of the counts.
+    """
+
+    values: Tensor
+    rows: Tensor
+    genes: Tensor
+    starts: np.ndarray
+    library: Tensor
+    context: FlowContext
+    n_genes: int
+    has_size_factor: bool = False
+
+    def __len__(self) -> int:
+        return len(self.library)
+
+    def to(self, device: torch.device | str) -> CountBatch:
+        """The same on another device."""
+        names = ("values", "rows", "genes", "library", "context")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    @cached_property
+    def position(self) -> Tensor:
+        """Place of every count in a flat dense array (n * n_genes,)."""
+        return self.rows * self.n_genes + self.genes
+
+    def entries(self, start: int, stop: int) -> slice:
+        """Where the counts of these cells are."""
+        return slice(int(self.starts[start]), int(self.starts[stop]))
+
+    def lognorm(self) -> Tensor:
+        """log1p of counts per 10,000, dense, shape (n, n_genes)."""
+        return self._dense(torch.log1p(self.values / self.library.index_select(0, self.rows) * 1e4))
+
+    def counts(self) -> Tensor:
+        """Counts, dense, shape (n, n_genes)."""
+        return self._dense(self.values)
+
+    def _dense(self, values: Tensor) -> Tensor:
+        dense = values.new_zeros(len(self) * self.n_genes)
+        return dense.scatter_(0, self.position, values).view(len(self), self.n_genes)

@@ -41,7 +41,8 @@ class LatentData:
     def draw(self, rows: np.ndarray, rng: Generator) -> Tensor:
         """One posterior draw per row, shape (len(rows), n_latent)."""
         noise = torch.as_tensor(rng.standard_normal((len(rows), self.mean.shape[1]), dtype=np.float32))
-        return self.mean[rows] + self.scale[rows] * noise
+        at = torch.as_tensor(rows)
+        return noise.mul_(self.scale.index_select(0, at)).add_(self.mean.index_select(0, at))
 
 
 class PairLoader:
@@ -62,6 +63,8 @@ class PairLoader:
         Draw the same pairs in every pass (for validation).
     spare_controls
         Control rows to pair with where ``rows`` holds no control cell.
+    device
+        Where the batches are made. A pass is drawn and paired on the CPU and brought there as a whole.
     first_epoch
         Number of the first pass: a pass depends on the seed and its number alone.
     """
@@ -77,6 +80,7 @@ class PairLoader:
         seed: int = 0,
         fixed: bool = False,
         spare_controls: np.ndarray | None = None,
+        device: torch.device | str = "cpu",
         first_epoch: int = 0,
     ) -> None:
         self.data = data
@@ -86,8 +90,12 @@ class PairLoader:
         self.batch_size = batch_size
         self.seed = seed
         self.fixed = fixed
+        self.device = device
         self.first_epoch = first_epoch
         self._passes = 0
+        self._context = data.context.to(device)
+        self._p = data.p.to(device)
+        self._condition = torch.as_tensor(data.condition).to(device)
         self._groups = _group_rows(data, rows, spare_controls, need_controls=source == "control")
         if not self._groups:
             raise ValueError(f"None of the {len(rows)} cells can be paired: there is no control cell among them.")
@@ -100,23 +108,28 @@ class PairLoader:
         self._passes += 1
         targets, z0, z1 = self._pair(rng)
         order = rng.permutation(len(targets))
-        for chosen in np.array_split(order, len(self)):
-            rows = targets[chosen]
+        order, rows, z0, z1 = (torch.as_tensor(x).to(self.device) for x in (order, targets, z0, z1))
+        for chosen in order.tensor_split(len(self)):
+            batch_rows = rows.index_select(0, chosen)
+            condition = self._condition.index_select(0, batch_rows)
             yield FlowBatch(
-                z0=z0[chosen],
-                z1=z1[chosen],
-                context=self.data.context[torch.as_tensor(rows)],
-                p=self.data.p[torch.as_tensor(self.data.condition[rows])],
+                z0=z0.index_select(0, chosen),
+                z1=z1.index_select(0, chosen),
+                context=self._context[batch_rows],
+                p=self._p.index_select(0, condition),
+                condition=condition,
             )
 
     def _pair(self, rng: Generator) -> tuple[np.ndarray, Tensor, Tensor]:
-        rows, starts, ends = [], [], []
+        rows = np.concatenate([targets for targets, _ in self._groups])
+        z0, z1 = (self.data.mean.new_empty(len(rows), self.data.mean.shape[1]) for _ in range(2))
+        start = 0
         for targets, sources in self._groups:
-            z1 = self.data.draw(targets, rng)
-            rows.append(targets)
-            starts.append(self._start(z1, sources, rng))
-            ends.append(z1)
-        return np.concatenate(rows), torch.cat(starts), torch.cat(ends)
+            here = slice(start, start + len(targets))
+            z1[here] = self.data.draw(targets, rng)
+            z0[here] = self._start(z1[here], sources, rng)
+            start += len(targets)
+        return rows, z0, z1
 
     def _start(self, z1: Tensor, sources: np.ndarray | None, rng: Generator) -> Tensor:
         if self.source == "control" and sources is None:
@@ -147,7 +160,9 @@ class LatentDataModule(LightningDataModule):
         self.train_idx, self.val_idx, self.test_idx = split.as_list()
         self.n_train, self.n_val = len(self.train_idx), len(self.val_idx)
         self._train_controls = self.train_idx[data.condition[self.train_idx] == 0]
-        self._make = lambda rows, **kwargs: PairLoader(data, rows, coupling, source, batch_size, seed=seed, **kwargs)
+        self._make = lambda rows, **kwargs: PairLoader(
+            data, rows, coupling, source, batch_size, seed=seed, device=self._device, **kwargs
+        )
 
     def train_dataloader(self) -> PairLoader:
         """Pairs of the training cells, new in every epoch."""
@@ -158,8 +173,12 @@ class LatentDataModule(LightningDataModule):
         return self._make(self.val_idx, fixed=True, spare_controls=self._train_controls) if self.n_val else []
 
     def transfer_batch_to_device(self, batch: FlowBatch, device: torch.device, dataloader_idx: int) -> FlowBatch:
-        """Move a batch to the device of the network."""
-        return batch.to(device)
+        """Move a batch to the device of the network, where it is not there already."""
+        return batch if batch.z0.device == device else batch.to(device)
+
+    @property
+    def _device(self) -> torch.device | str:
+        return "cpu" if self.trainer is None else self.trainer.strategy.root_device
 
 
 def _group_rows(

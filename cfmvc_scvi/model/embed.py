@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,8 +13,8 @@ from anndata import AnnData
 from scvi import settings
 from scvi.model.base import RNASeqMixin, VAEMixin
 
-from cfmvc_scvi.data.cells import CellTable
-from cfmvc_scvi.model.latents import CellPosterior, concatenate
+from cfmvc_scvi.data.cells import ROW_UNIT, CellTable
+from cfmvc_scvi.model.latents import CellPosterior
 from cfmvc_scvi.model.persist import align_genes
 
 
@@ -131,13 +131,28 @@ class EmbeddingMixin(RNASeqMixin, VAEMixin):
     def _encode(self, cells: CellTable, batch_size: int | None = None) -> CellPosterior:
         """Posterior of both latents of every cell."""
         self.module.eval()
-        parts = []
-        padded = cells.padded()
-        for rows in padded.chunks(batch_size or settings.batch_size):
-            out = self.module.inference(**padded.inference_inputs(rows, self._device))
+        n, module = len(cells), self.module
+        dims = (module.n_latent, module.n_latent, module.n_latent_technical, module.n_latent_technical)
+        # filled in place: kept pieces between the large arrays of every chunk would splinter the memory
+        whole = CellPosterior(*(torch.empty(n, dim) for dim in dims))
+        start = 0
+        for table, rows in _in_whole_units(cells, batch_size or settings.batch_size):
+            out = module.inference(**table.inference_inputs(rows, self._device))
             q, q_tech = out["qz"], out["qz_technical"]
-            parts.append(CellPosterior(q.loc.cpu(), q.scale.cpu(), q_tech.loc.cpu(), q_tech.scale.cpu()))
-        return concatenate(parts)[: len(cells)]
+            stop = min(start + rows.stop - rows.start, n)
+            whole.put(start, CellPosterior(q.loc, q.scale, q_tech.loc, q_tech.scale)[: stop - start])
+            start = stop
+        return whole
+
+
+def _in_whole_units(cells: CellTable, size: int) -> Iterator[tuple[CellTable, slice]]:
+    """Chunks of cells, in whole units of rows: only the cells that fill none are copied, and padded."""
+    whole = len(cells) // ROW_UNIT * ROW_UNIT
+    for rows in cells.chunks(size):
+        if rows.start < whole:
+            yield cells, slice(rows.start, min(rows.stop, whole))
+    if whole < len(cells):
+        yield cells.take(np.arange(whole, len(cells))).padded(), slice(0, ROW_UNIT)
 
 
 def as_rows(indices: Sequence[int], n_cells: int) -> np.ndarray:

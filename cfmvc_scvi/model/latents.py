@@ -26,6 +26,12 @@ class CellPosterior:
     def __getitem__(self, rows: slice | Tensor) -> CellPosterior:
         return CellPosterior(self.mean[rows], self.scale[rows], self.technical_mean[rows], self.technical_scale[rows])
 
+    def put(self, start: int, part: CellPosterior) -> None:
+        """Overwrite the cells from ``start`` on by those of ``part``."""
+        for name in ("mean", "scale", "technical_mean", "technical_scale"):
+            values = getattr(part, name)
+            getattr(self, name)[start : start + len(values)] = values
+
 
 @dataclass(frozen=True)
 class LatentCache:
@@ -62,9 +68,3 @@ class LatentCache:
             condition=self.condition,
             p=torch.from_numpy(p),
         )
-
-
-def concatenate(parts: list[CellPosterior]) -> CellPosterior:
-    """Posteriors of consecutive chunks as one."""
-    names = ("mean", "scale", "technical_mean", "technical_scale")
-    return CellPosterior(*(torch.cat([getattr(part, name) for part in parts]) for name in names))

@@ -8,8 +8,8 @@ import numpy as np
 
 from cfmvc_scvi.data.cells import CellTable
 from cfmvc_scvi.data.strata import matched_strata, strata
-from cfmvc_scvi.model.change import lognorm_expression
 from cfmvc_scvi.model.latents import LatentCache
+from cfmvc_scvi.model.moments import lognorm_moments
 
 #: Cells that make a population.
 _MIN_CELLS = 9
@@ -59,13 +59,13 @@ class Populations:
         everyone = rows[condition == 0]
         own = [rows[(condition == 0) & (labels == label)] for label in range(n_labels)]
         control = [cells if len(cells) else everyone for cells in own]
-        pooled = [(*_moments(cache.cells, cells), len(cells)) for cells in control]
+        pooled = [(*lognorm_moments(cache.cells, cells), len(cells)) for cells in control]
         controls = MatchedControls(cache.cells, own, pooled)
         found = []
         for code, label in sorted(set(zip(condition.tolist(), labels.tolist(), strict=True))):
             cells = rows[(condition == code) & (labels == label)]
             if code > 0 and min(len(cells), len(own[label])) >= _MIN_CELLS:
-                mean, spread = _moments(cache.cells, cells)
+                mean, spread = lognorm_moments(cache.cells, cells)
                 mean0, variance0 = controls.mean(cells, label)
                 variance = spread / (len(cells) - 1) + variance0 + 1e-4
                 found.append((mean, spread, mean - mean0, variance, len(cells), label, code))
@@ -125,18 +125,5 @@ class MatchedControls:
     def _in_stratum(self, label: int, stratum: int) -> Moments:
         if (label, stratum) not in self._moments:
             rows = self._own[label][self._code[self._own[label]] == stratum]
-            self._moments[label, stratum] = (*_moments(self._cells, rows), len(rows))
+            self._moments[label, stratum] = (*lognorm_moments(self._cells, rows), len(rows))
         return self._moments[label, stratum]
-
-
-def _moments(cells: CellTable, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance of log1p CP10k over some cells, shape (n_genes,)."""
-    first = np.zeros(cells.counts.shape[1])
-    second = np.zeros_like(first)
-    chosen = cells.take(rows)
-    for chunk in chosen.chunks(2048):
-        y = lognorm_expression(chosen.dense(chunk), chosen.library[chunk]).astype(np.float64)
-        first += y.sum(axis=0)
-        second += (y**2).sum(axis=0)
-    mean = first / len(rows)
-    return mean, np.maximum(second / len(rows) - mean**2, 0.0)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from scvi import REGISTRY_KEYS
-from scvi.dataloaders import DataSplitter
 
 from cfmvc_scvi._types import CellSplit
+from cfmvc_scvi.data.cells import CellTable
+from cfmvc_scvi.data.count_loader import CountDataModule
 from cfmvc_scvi.data.latent import LatentDataModule
 from cfmvc_scvi.data.setup import registered_conditions
 from cfmvc_scvi.data.split import split_cells
@@ -19,8 +19,10 @@ from cfmvc_scvi.model.populations import Populations
 from cfmvc_scvi.module.initialize import initialize_linear_paths
 from cfmvc_scvi.train import CheckpointFolder, FlowTrainingPlan, VAETrainingPlan, reject_unknown, run_stage
 
-#: Cells that the start values of stage 1 are computed from.
-_INIT_CELLS = 20_000
+#: Cells that the start values of stage 1 are computed from, and memory for their dense copy.
+_INIT_CELLS, _INIT_BYTES = 20_000, 256 * 2**20
+#: Cells that are encoded at a time for stage 2.
+_ENCODE_CELLS = 1024
 #: Optimiser steps of each stage when the number of epochs is not given; the flow takes more for every perturbation.
 _VAE_STEPS, _FLOW_STEPS, _FLOW_STEPS_EACH = 900, 700, 20
 #: What may differ between a run and its continuation.
@@ -49,6 +51,7 @@ class TrainingMixin:
         accelerator: str = "auto",
         devices: int | list[int] | str = "auto",
         early_stopping: bool = False,
+        data_on_device: bool | Literal["auto"] = "auto",
         vae_plan_kwargs: dict[str, Any] | None = None,
         flow_plan_kwargs: dict[str, Any] | None = None,
         checkpoint_dir: str | PathLike | None = None,
@@ -69,6 +72,9 @@ class TrainingMixin:
             As in Lightning's trainer.
         early_stopping
             Stop a stage when its own validation loss no longer falls: ``elbo_validation``, ``flow_loss_validation``.
+        data_on_device
+            Keep the counts of stage 1 on the GPU: ``"auto"`` where they take at most 40 % of its free memory (8 bytes
+            per count that is not zero). Without a GPU, ``"auto"`` reads them from ``adata`` as they are.
         vae_plan_kwargs, flow_plan_kwargs
             Arguments of :class:`~cfmvc_scvi.train.VAETrainingPlan` and :class:`~cfmvc_scvi.train.FlowTrainingPlan`.
         checkpoint_dir
@@ -100,6 +106,7 @@ class TrainingMixin:
             batch_size=batch_size,
             train_size=train_size,
             validation_size=validation_size,
+            data_on_device=data_on_device,
             plan_kwargs=vae_plan_kwargs,
             **common,
         )
@@ -115,6 +122,7 @@ class TrainingMixin:
         accelerator: str = "auto",
         devices: int | list[int] | str = "auto",
         early_stopping: bool = False,
+        data_on_device: bool | Literal["auto"] = "auto",
         plan_kwargs: dict[str, Any] | None = None,
         checkpoint_dir: str | PathLike | None = None,
         resume: bool = False,
@@ -128,24 +136,18 @@ class TrainingMixin:
             return
         if self.split_ is None or (resumed is None and (train_size is not None or validation_size is not None)):
             self._set_split(split_cells(self.adata.n_obs, train_size, validation_size, self._seed))
+        cells = self._reader().read(self.adata)
         if not self.is_vae_trained_ and resumed is None:
-            self._initialize(self._split.train)
+            self._initialize(cells, self._split.train)
         plan = VAETrainingPlan(self.module, **(plan_kwargs or {}))
-        batch_size = min(batch_size, len(self._split.train))
-        splitter = DataSplitter(
-            self.adata_manager,
-            external_indexing=self._split.as_list(),
-            batch_size=batch_size,
-            drop_last=len(self._split.train) > batch_size,
-            data_and_attributes=self._stage1_fields(),
-        )
+        data = CountDataModule(cells, self._split, batch_size, on_device=data_on_device, seed=self._seed)
         trainer_kwargs = _trainer_kwargs(trainer_kwargs, early_stopping, "elbo_validation", len(self._split.validation))
         stopped = run_stage(
             self,
             plan,
-            splitter,
+            data,
             stage="vae",
-            max_epochs=max_epochs or _epochs(_VAE_STEPS, len(self._split.train), batch_size),
+            max_epochs=max_epochs or _epochs(_VAE_STEPS, len(self._split.train), data.batch_size),
             accelerator=accelerator,
             devices=devices,
             checkpoints=checkpoints,
@@ -234,26 +236,12 @@ class TrainingMixin:
         self.split_ = split.as_list()
         self.train_indices, self.validation_indices, self.test_indices = split.as_list()
 
-    def _stage1_fields(self) -> dict[str, type]:
-        """Fields that stage 1 reads, with their types; the others are not loaded."""
-        fields: dict[str, type] = {
-            REGISTRY_KEYS.X_KEY: np.float32,
-            REGISTRY_KEYS.BATCH_KEY: np.int64,
-            REGISTRY_KEYS.LABELS_KEY: np.int64,
-        }
-        optional = {
-            REGISTRY_KEYS.CAT_COVS_KEY: np.int64,
-            REGISTRY_KEYS.CONT_COVS_KEY: np.float32,
-            REGISTRY_KEYS.SIZE_FACTOR_KEY: np.float32,
-        }
-        present = self.adata_manager.data_registry
-        return fields | {key: dtype for key, dtype in optional.items() if key in present}
-
-    def _initialize(self, rows: np.ndarray) -> None:
+    def _initialize(self, cells: CellTable, rows: np.ndarray) -> None:
         """Start values of stage 1 from a sample of the training cells."""
-        if len(rows) > _INIT_CELLS:
-            rows = np.sort(np.random.default_rng(self._seed).choice(rows, _INIT_CELLS, replace=False))
-        cells = self._reader().read(self.adata).take(rows)
+        n_most = min(_INIT_CELLS, max(1, _INIT_BYTES // (4 * cells.counts.shape[1])))
+        if len(rows) > n_most:
+            rows = np.sort(np.random.default_rng(self._seed).choice(rows, n_most, replace=False))
+        cells = cells.take(rows)
         condition, _ = registered_conditions(self.adata, self.setup_keys, self.vocabulary)
         labels = cells.context.labels.numpy()
         group = np.unique(np.stack([labels, condition[rows]]), axis=1, return_inverse=True)[1].ravel()
@@ -270,7 +258,7 @@ class TrainingMixin:
         """Posterior of every registered cell, encoded once, with its condition; sets the flow's units."""
         cells = self._reader().read(self.adata)
         condition, conditions = registered_conditions(self.adata, self.setup_keys, self.vocabulary)
-        posterior = self._encode(cells)
+        posterior = self._encode(cells, _ENCODE_CELLS)
         cache = LatentCache(cells, posterior, condition, conditions)
         if not (condition[self._split.train] == 0).any():
             raise ValueError(

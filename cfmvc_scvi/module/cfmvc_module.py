@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from cfmvc_scvi._compat import MODULE_KEYS
-from cfmvc_scvi._types import FlowContext
+from cfmvc_scvi._types import CountBatch, FlowContext
 from cfmvc_scvi.flow import LinearPath, Solver, energy_distance
+from cfmvc_scvi.module.count_loss import ElboTerms, gaussian_draw, gaussian_kl, reconstruction_loss
 from cfmvc_scvi.module.likelihood import nb_log_prob
 from cfmvc_scvi.nn import ContextEncoder, Encoder, FlowField, NBDecoder, PerturbationAdapter, VelocityParts
 
@@ -231,10 +232,50 @@ class CFMVCModule(BaseModuleClass):
             kl_local={"kl_divergence_intrinsic": kl_int, "kl_divergence_technical": kl_tech},
         )
 
+    def elbo_terms(self, batch: CountBatch) -> ElboTerms:
+        """Terms of the negative evidence lower bound, as :meth:`loss` has them, without dense arrays beside one.
+
+        What the training of stage 1 runs: the posterior is drawn once, and the reconstruction is
+        :func:`~cfmvc_scvi.module.count_loss.reconstruction_loss`.
+        """
+        q = self.encoder(batch.lognorm(), batch.context.categorical, batch.context.continuous)
+        z, z_technical = gaussian_draw(q.int_mean, q.int_logvar), gaussian_draw(q.tech_mean, q.tech_logvar)
+        logits = self.decoder.logits(z, z_technical)
+        reconstruction = reconstruction_loss(
+            logits, self.decoder.bounded_log_theta, batch, panel=self.panel, overwrite=True
+        )
+        codes = batch.context.batch
+        prior_mean, prior_logvar = self.tech_prior_mean(codes), self._tech_prior_logvar(codes)
+        return ElboTerms(
+            reconstruction=reconstruction,
+            kl_intrinsic=gaussian_kl(q.int_mean, q.int_logvar, 0.0, 0.0),
+            kl_technical=gaussian_kl(q.tech_mean, q.tech_logvar, prior_mean, prior_logvar),
+            weights=self.kl_weights,
+        )
+
+    def tensors(self, batch: CountBatch) -> dict[str, Tensor]:
+        """The same cells as scvi-tools' loaders give them, dense."""
+        codes = batch.context.categorical
+        tensors = {
+            REGISTRY_KEYS.X_KEY: batch.counts(),
+            REGISTRY_KEYS.BATCH_KEY: codes[:, :1],
+            REGISTRY_KEYS.LABELS_KEY: codes[:, 1:2],
+        }
+        if codes.shape[1] > 2:
+            tensors[REGISTRY_KEYS.CAT_COVS_KEY] = codes[:, 2:]
+        if batch.context.continuous is not None:
+            tensors[REGISTRY_KEYS.CONT_COVS_KEY] = batch.context.continuous
+        if batch.has_size_factor:
+            tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY] = batch.library.unsqueeze(-1)
+        return tensors
+
     def technical_prior(self, batch: Tensor) -> Normal:
         """Prior of the technical latent in the batches (n,)."""
-        scale = (0.5 * self.tech_prior_logvar(batch).clamp(-6.0, 3.0)).exp()
+        scale = (0.5 * self._tech_prior_logvar(batch)).exp()
         return Normal(self.tech_prior_mean(batch), scale, validate_args=False)
+
+    def _tech_prior_logvar(self, batch: Tensor) -> Tensor:
+        return self.tech_prior_logvar(batch).clamp(-6.0, 3.0)
 
     def move_batch(self, z_technical: Tensor, source: Tensor, target: Tensor) -> Tensor:
         """Technical latents as they would be in another batch: same deviation from the prior, in its units."""
@@ -257,9 +298,22 @@ class CFMVCModule(BaseModuleClass):
         """Effect coefficients alpha (n, n_basis); exactly zero where p is."""
         return self.adapter(p, labels)
 
-    def velocity(self, z: Tensor, t: Tensor, context: FlowContext, p: Tensor) -> VelocityParts:
-        """Velocity at standardised latents ``z`` (n, n_latent) and times ``t`` (n,)."""
-        return self.flow_field(z, t, self.encode_context(context), self.coefficients(p, context.labels))
+    def velocity(
+        self, z: Tensor, t: Tensor, context: FlowContext, p: Tensor, condition: Tensor | None = None
+    ) -> VelocityParts:
+        """Velocity at standardised latents ``z`` (n, n_latent) and times ``t`` (n,).
+
+        ``condition`` (n,), where it is known, holds one code for all cells of one ``p``, and saves work where
+        these are many (on the CPU; elsewhere, counting the cells of a condition would wait for the device).
+        """
+        encoded = self.encode_context(context)
+        if condition is not None and self.adapter.gate is None and z.device.type == "cpu":
+            codes, group, counts = torch.unique(condition, return_inverse=True, return_counts=True)
+            if self.flow_field.worth_grouping(len(z), len(codes), int(counts.max())):
+                member = torch.empty_like(codes).scatter_(0, group, torch.arange(len(z), device=z.device))
+                alpha = self.coefficients(p[member], context.labels[member])
+                return self.flow_field.forward_grouped(z, t, encoded, alpha, group)
+        return self.flow_field(z, t, encoded, self.coefficients(p, context.labels))
 
     def standardize(self, z: Tensor) -> Tensor:
         """Latents in the flow's units: centred, with one common scale."""
@@ -269,7 +323,9 @@ class CFMVCModule(BaseModuleClass):
         """Inverse of :meth:`standardize`."""
         return z * self.flow_scale + self.flow_center
 
-    def flow_loss(self, z0: Tensor, z1: Tensor, t: Tensor, context: FlowContext, p: Tensor) -> Tensor:
+    def flow_loss(
+        self, z0: Tensor, z1: Tensor, t: Tensor, context: FlowContext, p: Tensor, condition: Tensor | None = None
+    ) -> Tensor:
         """Mean squared error of the velocity per latent dimension; all points standardised.
 
         Parameters
@@ -280,9 +336,11 @@ class CFMVCModule(BaseModuleClass):
             Times, shape (n,).
         p
             Perturbation vectors of the targets, shape (n, n_perturbation); zero for control.
+        condition
+            Code of every target's perturbation vector, shape (n,), where it is known.
         """
         sample = self.path.sample(z0, z1, t)
-        velocity = self.velocity(sample.x_t, sample.t, context, p).total
+        velocity = self.velocity(sample.x_t, sample.t, context, p, condition).total
         loss = (velocity - sample.velocity).square().sum(dim=-1).mean()
         if self.energy_weight > 0:
             end = sample.x_t + (1.0 - t).unsqueeze(-1) * velocity
@@ -327,6 +385,9 @@ class CFMVCModule(BaseModuleClass):
         return self.unstandardize(end)
 
     def _field(self, encoded: Tensor, alpha: Tensor):
+        if len(alpha) and bool((alpha == alpha[:1]).all()):
+            return self.flow_field.field(encoded, alpha[0])
+
         def velocity(z: Tensor, t: float) -> Tensor:
             times = torch.full((len(z),), t, dtype=z.dtype, device=z.device)
             return self.flow_field(z, times, encoded, alpha).total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
 
 from cfmvc_scvi.module.cfmvc_module import CFMVCModule
@@ -28,25 +29,33 @@ def initialize_linear_paths(
     Parameters
     ----------
     counts
-        Raw counts of (a sample of) the training cells, shape (n, n_genes), dense.
+        Raw counts of (a sample of) the training cells, shape (n, n_genes), dense float32. They are overwritten: the
+        components are computed in their memory.
     library
         Library sizes, shape (n,).
     batch, group
         Integer codes of batch and of the biological group, shape (n,).
     """
-    y = np.log1p(counts / library[:, None] * 1e4).astype(np.float32)
+    sums = counts.sum(axis=0, dtype=np.float64) + 0.5
+    y = _lognorm_in_place(counts, library)
     center = y.mean(axis=0)
     y -= center
     offsets = _batch_effects(y, batch, group, module.n_batch)
-    y -= offsets[batch]
+    for start in range(0, len(y), 2048):
+        y[start : start + 2048] -= offsets[batch[start : start + 2048]]
     n_components = min(module.n_latent, min(y.shape) - 1)
     if n_components < 1:
-        raise ValueError(f"{len(counts)} training cells and {counts.shape[1]} genes are too few to train on.")
+        raise ValueError(f"{len(y)} training cells and {y.shape[1]} genes are too few to train on.")
     _, singular, loadings = randomized_svd(y, n_components, random_state=seed)
     scale = float(singular[0]) / np.sqrt(len(y)) / _LEADING_SCALE
     weights = torch.from_numpy(loadings.astype(np.float32))
     _set_encoder(module, weights / scale, center, offsets)
-    _set_decoder(module, weights * scale, counts, library, center)
+    _set_decoder(module, weights * scale, sums, library, center)
+
+
+def _lognorm_in_place(counts: np.ndarray, library: np.ndarray) -> np.ndarray:
+    counts *= (1e4 / library.astype(np.float64)).astype(np.float32)[:, None]
+    return np.log1p(counts, out=counts)
 
 
 def _set_encoder(module: CFMVCModule, weights: torch.Tensor, center: np.ndarray, offsets: np.ndarray) -> None:
@@ -60,10 +69,9 @@ def _set_encoder(module: CFMVCModule, weights: torch.Tensor, center: np.ndarray,
 
 
 def _set_decoder(
-    module: CFMVCModule, weights: torch.Tensor, counts: np.ndarray, library: np.ndarray, center: np.ndarray
+    module: CFMVCModule, weights: torch.Tensor, sums: np.ndarray, library: np.ndarray, center: np.ndarray
 ) -> None:
     decoder, k = module.decoder, len(weights)
-    sums = counts.sum(axis=0, dtype=np.float64) + 0.5
     rest = max(float(library.sum() - sums.sum()), 1.0) if decoder.panel else float(sums.sum())
     decoder.linear.bias.copy_(torch.from_numpy(np.log(sums / rest)))
     slope = np.minimum(1.0 / np.maximum(center, 0.3), 2.0).astype(np.float32)
@@ -72,13 +80,21 @@ def _set_decoder(
 
 
 def _batch_effects(y: np.ndarray, batch: np.ndarray, group: np.ndarray, n_batch: int, ridge: float = 1.0) -> np.ndarray:
-    """Effect of every batch on every gene, beside the groups; shape (n_batch, n_genes), summing to about zero."""
+    """Effect of every batch on every gene, beside the groups; shape (n_batch, n_genes), summing to about zero.
+
+    The groups are eliminated from the normal equations first, where they are a diagonal: many of them cost little.
+    """
     if n_batch == 1:
         return np.zeros((1, y.shape[1]), dtype=np.float32)
-    n_group = int(group.max()) + 1
-    design = np.zeros((len(y), n_batch + n_group), dtype=np.float32)
-    design[np.arange(len(y)), batch] = 1.0
-    design[np.arange(len(y)), n_batch + group] = 1.0
-    penalty = np.diag(np.r_[np.full(n_batch, ridge), np.full(n_group, 1e-3)]).astype(np.float32)
-    effects = np.linalg.solve(design.T @ design + penalty, design.T @ y)[:n_batch]
+    by_batch, by_group = _one_hot(batch, n_batch), _one_hot(group, int(group.max()) + 1)
+    together = (by_batch @ by_group.T).toarray()
+    share = together / (by_group.sum(axis=1).A1 + 1e-3)
+    left = np.diag(by_batch.sum(axis=1).A1 + ridge) - share @ together.T
+    effects = np.linalg.solve(left, by_batch @ y - share @ (by_group @ y))
     return (effects - effects.mean(axis=0)).astype(np.float32)
+
+
+def _one_hot(codes: np.ndarray, n_levels: int) -> sparse.csr_matrix:
+    """Membership of the cells, shape (n_levels, n)."""
+    ones = np.ones(len(codes), dtype=np.float32)
+    return sparse.csr_matrix((ones, (codes, np.arange(len(codes)))), shape=(n_levels, len(codes)))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 
 def mlp(n_in: int, n_hidden: int, n_layers: int, *, dropout: float = 0.0, norm: bool = True) -> nn.Sequential:
@@ -28,6 +31,48 @@ def zero_init(layer: nn.Linear) -> nn.Linear:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def side_by_side_linear(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Linear map of two inputs side by side, without a copy of them, nor a gradient by one that needs none.
+
+    Parameters
+    ----------
+    first, second
+        Inputs, shape (n, n_first) and (n, n_second).
+    weight, bias
+        Of the layer, shape (n_out, n_first + n_second) and (n_out,).
+
+    Returns
+    -------
+    Shape (n, n_out): ``F.linear(torch.cat([first, second], dim=-1), weight, bias)``.
+    """
+    if first.dtype != weight.dtype or torch.is_autocast_enabled(first.device.type):
+        parts = weight.split([first.shape[-1], second.shape[-1]], dim=1)
+        return F.linear(first, parts[0], bias) + F.linear(second, parts[1])
+    return _SideBySideLinear.apply(first, second, weight, bias)
+
+
+class _SideBySideLinear(torch.autograd.Function):
+    """See :func:`side_by_side_linear`; the gradient by the weights is written in place, each part by its product."""
+
+    @staticmethod
+    def forward(ctx: Any, first: Tensor, second: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(first, second, weight)
+        cut = first.shape[-1]
+        return torch.addmm(bias, first, weight[:, :cut].T).addmm_(second, weight[:, cut:].T)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        first, second, weight = ctx.saved_tensors
+        cut = first.shape[-1]
+        by_weight = torch.empty_like(weight)
+        torch.mm(upstream.T, first, out=by_weight[:, :cut])
+        torch.mm(upstream.T, second, out=by_weight[:, cut:])
+        by_first = upstream @ weight[:, :cut] if ctx.needs_input_grad[0] else None
+        by_second = upstream @ weight[:, cut:] if ctx.needs_input_grad[1] else None
+        return by_first, by_second, by_weight, upstream.sum(dim=0)
 
 
 class CovariateEmbedding(nn.Module):

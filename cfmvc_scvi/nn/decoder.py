@@ -46,17 +46,29 @@ class NBDecoder(nn.Module):
 
     def forward(self, z_int: Tensor, z_tech: Tensor) -> Tensor:
         """Log share of every gene, shape (n, n_output), float32."""
-        z = torch.cat([z_int, z_tech], dim=-1)
-        logits = self.linear(z)
-        if self.hidden is not None:
-            logits = logits + self.deep(self.hidden(z))
+        logits = self.logits(z_int, z_tech)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if not self.panel:
             return F.log_softmax(logits, dim=-1)
         rest = logits.new_zeros((*logits.shape[:-1], 1))
         return F.log_softmax(torch.cat([logits, rest], dim=-1), dim=-1)[..., :-1]
 
+    def logits(self, z_int: Tensor, z_tech: Tensor) -> Tensor:
+        """Logits of the shares, shape (n, n_output), in the precision of the matrix products."""
+        z = torch.cat([z_int, z_tech], dim=-1)
+        linear = self.linear(z)
+        if self.hidden is None:
+            return linear
+        if z.dim() == 2:  # one product that adds to the other, instead of a sum of two large arrays
+            return torch.addmm(linear, self.hidden(z), self.deep.weight.T)
+        return linear + self.deep(self.hidden(z))
+
     @property
     def theta(self) -> Tensor:
         """Inverse dispersion per gene, shape (n_output,): variance = mean + mean² / theta."""
-        return self.log_theta.clamp(-12.0, 12.0).exp()
+        return self.bounded_log_theta.exp()
+
+    @property
+    def bounded_log_theta(self) -> Tensor:
+        """Log of :attr:`theta`, kept within [-12, 12]."""
+        return self.log_theta.clamp(-12.0, 12.0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cfmvc_scvi._constants import LOGVAR_BOUNDS
-from cfmvc_scvi.nn.blocks import CovariateEmbedding, mlp, zero_init
+from cfmvc_scvi.nn.blocks import CovariateEmbedding, mlp, side_by_side_linear, zero_init
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,10 @@ class Encoder(nn.Module):
         continuous
             Continuous covariates, shape (n, n_continuous).
         """
-        parts = [x_lognorm, self.covariates(categorical)]
+        parts = [self.covariates(categorical)]
         if continuous is not None:
             parts.append(continuous)
-        h = self.hidden(torch.cat(parts, dim=-1))
+        h = self._hidden(x_lognorm, torch.cat(parts, dim=-1))
         linear = self.linear(x_lognorm) - self.batch_offset(categorical[:, 0])
         return Posterior(
             int_mean=linear + self.int_mean(h),
@@ -86,3 +86,11 @@ class Encoder(nn.Module):
             tech_mean=self.tech_mean(h),
             tech_logvar=self.tech_logvar(h).clamp(*LOGVAR_BOUNDS),
         )
+
+    def _hidden(self, x_lognorm: Tensor, covariates: Tensor) -> Tensor:
+        """Hidden layers of genes and covariates side by side."""
+        first, *rest = self.hidden
+        h = side_by_side_linear(x_lognorm, covariates, first.weight, first.bias)
+        for layer in rest:
+            h = layer(h)
+        return h

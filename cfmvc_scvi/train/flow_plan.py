@@ -10,10 +10,17 @@ from torch import Tensor
 
 from cfmvc_scvi._types import FlowBatch
 from cfmvc_scvi.module import CFMVCModule
-from cfmvc_scvi.train.modes import check_finite_loss, check_finite_weights, set_modes
+from cfmvc_scvi.train.modes import (
+    ClipsWhereNeeded,
+    EpochSums,
+    FiniteWatch,
+    check_finite_weights,
+    fused_where_possible,
+    set_modes,
+)
 
 
-class FlowTrainingPlan(LightningModule):
+class FlowTrainingPlan(ClipsWhereNeeded, LightningModule):
     """Regresses the velocity field on paths between paired latents.
 
     Only the context encoder, the perturbation adapter and the velocity field get gradients; the VAE stays in
@@ -40,6 +47,9 @@ class FlowTrainingPlan(LightningModule):
         self.weight_decay = weight_decay
         self.ema_decay = ema_decay
         self._average: dict[str, Tensor] = {}
+        self._named: list[tuple[str, torch.nn.Parameter]] | None = None
+        self._losses = EpochSums()
+        self._watch = FiniteWatch("stage 2 (flow)", "flow-matching loss", "flow_plan_kwargs", lr)
 
     def on_fit_start(self) -> None:
         """Freeze the VAE, train the flow."""
@@ -49,21 +59,35 @@ class FlowTrainingPlan(LightningModule):
     def on_train_epoch_start(self) -> None:
         """Lightning may have changed the modes for validation."""
         self._set_modes()
+        self._losses = EpochSums()
+
+    def on_train_epoch_end(self) -> None:
+        """Log an epoch that was cut short; others are logged with their last batch, in time for the callbacks."""
+        self._log_train()
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sum of the validation cells."""
+        self._validation_losses = EpochSums()
 
     def training_step(self, batch: FlowBatch, batch_idx: int) -> Tensor:
         """Flow-matching loss at random times."""
-        loss = self.module.flow_loss(
-            batch.z0, batch.z1, torch.rand(len(batch), device=self.device), batch.context, batch.p
-        )
-        check_finite_loss(loss, "stage 2 (flow)", "flow-matching loss", self.current_epoch, "flow_plan_kwargs", self.lr)
-        self.log("flow_loss_train", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=len(batch))
+        loss = self._loss(batch, torch.rand(len(batch), device=self.device))
+        last = self.trainer.is_last_batch
+        self._watch(loss, self.current_epoch, last)
+        self._losses.add(loss, len(batch))
+        if last:
+            self._log_train()
         return loss
 
     def validation_step(self, batch: FlowBatch, batch_idx: int) -> None:
         """Flow-matching loss at fixed, evenly spread times."""
         t = (torch.arange(len(batch), device=self.device) + 0.5) / len(batch)
-        loss = self.module.flow_loss(batch.z0, batch.z1, t, batch.context, batch.p)
-        self.log("flow_loss_validation", loss, on_step=False, on_epoch=True, batch_size=len(batch))
+        loss = self._loss(batch, t)
+        self._validation_losses.add(loss, len(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the loss of the validation cells."""
+        self._log("flow_loss_validation", self._validation_losses)
 
     def on_train_batch_end(self, *args: Any) -> None:
         """Update the moving average; its decay is lower in the first steps, which are further off."""
@@ -71,8 +95,8 @@ class FlowTrainingPlan(LightningModule):
             return
         decay = min(self.ema_decay, (1.0 + self.global_step) / (10.0 + self.global_step))
         with torch.no_grad():
-            for name, parameter in self._flow_parameters():
-                self._average[name].lerp_(parameter, 1.0 - decay)
+            averages, parameters = zip(*((self._average[name], p) for name, p in self._flow_parameters()), strict=True)
+            torch._foreach_lerp_(averages, parameters, 1.0 - decay)
 
     def on_fit_end(self) -> None:
         """Put the averaged weights into the networks; raise :class:`FloatingPointError` when they are not finite."""
@@ -93,16 +117,37 @@ class FlowTrainingPlan(LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with a cosine schedule over all steps."""
         self._set_modes()
-        optimizer = torch.optim.AdamW(
-            [p for _, p in self._flow_parameters()], lr=self.lr, weight_decay=self.weight_decay
+        optimizer = fused_where_possible(
+            torch.optim.AdamW,
+            [p for _, p in self._flow_parameters()],
+            self.trainer,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
         )
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def _loss(self, batch: FlowBatch, t: Tensor) -> Tensor:
+        return self.module.flow_loss(batch.z0, batch.z1, t, batch.context, batch.p, batch.condition)
+
+    def _log_train(self) -> None:
+        self._log("flow_loss_train", self._losses, prog_bar=True)
+        self._losses = EpochSums()
+
+    def _log(self, name: str, losses: EpochSums, **kwargs: Any) -> None:
+        if losses.n_cells:
+            value = losses.means()[0]
+            self.log(name, value, on_step=False, on_epoch=True, batch_size=losses.n_cells, **kwargs)
+
     def _set_modes(self) -> None:
         set_modes(trained=self.module.flow_parts, frozen=self.module.vae_parts)
 
     def _flow_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        if self._named is None:
+            self._named = self._find_flow_parameters()
+        return self._named
+
+    def _find_flow_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
         parts = enumerate(self.module.flow_parts)
         return [(f"{i}.{name}", p) for i, part in parts for name, p in part.named_parameters()]

@@ -28,6 +28,84 @@ def check_finite_loss(loss: Tensor, stage: str, quantity: str, epoch: int, argum
     )
 
 
+class EpochSums:
+    """Losses of an epoch, added up on the device; nothing is read from there before the end."""
+
+    def __init__(self) -> None:
+        self.n_cells = 0
+        self._sums: Tensor | float = 0.0
+
+    @torch.no_grad()
+    def add(self, losses: Tensor, n_cells: int) -> None:
+        """Add mean losses (any number of them) of a batch of so many cells."""
+        self._sums = self._sums + losses * n_cells
+        self.n_cells += n_cells
+
+    def means(self) -> Tensor:
+        """Means over the cells of the epoch, at least one-dimensional."""
+        return torch.atleast_1d(self._sums / self.n_cells)
+
+
+class FiniteWatch:
+    """Raises when the loss of a step is not finite, as :func:`check_finite_loss` says.
+
+    On the CPU every step is looked at. On a device, where looking waits for it, losses are added up and looked at
+    every ``every`` steps and at the end of an epoch; a loss that is not finite stays in the sum.
+    """
+
+    def __init__(self, stage: str, quantity: str, argument: str, lr: float, *, every: int = 32) -> None:
+        self._what = (stage, quantity)
+        self._remedy = (argument, lr)
+        self._every = every
+        self._steps = 0
+        self._sum: Tensor | float = 0.0
+
+    def __call__(self, loss: Tensor, epoch: int, last: bool) -> None:
+        """Look at the loss of a step; ``last`` says that it is the last of its epoch."""
+        self._steps += 1
+        self._sum = self._sum + loss.detach()
+        if loss.device.type == "cpu" or last or self._steps % self._every == 0:
+            check_finite_loss(self._sum, *self._what, epoch, *self._remedy)
+            self._sum = 0.0
+
+
+def fused_where_possible(
+    optimizer: type[torch.optim.Optimizer], parameters: Iterable[nn.Parameter], trainer: Any, **settings: Any
+) -> torch.optim.Optimizer:
+    """Optimiser whose step is one kernel, on devices that have it.
+
+    Not in mixed precision, where Lightning clips no gradients of a fused optimiser.
+    """
+    parameters = list(parameters)
+    fused = {p.device.type for p in parameters} <= {"cpu", "cuda"} and "16" not in str(trainer.precision)
+    return optimizer(parameters, fused=fused or None, **settings)
+
+
+class ClipsWhereNeeded:
+    """Gradient clipping of a plan that leaves gradients alone whose norm needs none.
+
+    Lightning's own multiplies every gradient by a factor, which is one in nearly every step: a pass over all of
+    them. On other devices than the CPU, where looking at the norm waits for the device, it is Lightning's own.
+    """
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """See :meth:`lightning.pytorch.LightningModule.configure_gradient_clipping`."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        by_norm = gradient_clip_val and gradient_clip_algorithm in (None, "norm")
+        on_cpu = all(p.device.type == "cpu" for p in parameters)
+        if not (by_norm and on_cpu and parameters and hasattr(nn.utils, "get_total_norm")):
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if not float(norm) <= gradient_clip_val:
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+
+
 def check_finite_weights(parts: Iterable[nn.Module], stage: str, argument: str, lr: float) -> None:
     """Raise when a trained weight is not finite: the last step of a fit is followed by no loss that would show it."""
     if all(bool(torch.isfinite(p).all()) for part in parts for p in part.parameters()):

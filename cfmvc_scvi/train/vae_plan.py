@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from scvi.train import TrainingPlan
 from torch import Tensor
 
-from cfmvc_scvi.module import CFMVCModule
-from cfmvc_scvi.train.modes import check_finite_loss, check_finite_weights, reject_unknown, set_modes
+from cfmvc_scvi._types import CountBatch
+from cfmvc_scvi.module import CFMVCModule, ElboTerms
+from cfmvc_scvi.train.modes import (
+    ClipsWhereNeeded,
+    EpochSums,
+    FiniteWatch,
+    check_finite_weights,
+    fused_where_possible,
+    reject_unknown,
+    set_modes,
+)
 
 
-class VAETrainingPlan(TrainingPlan):
+class VAETrainingPlan(ClipsWhereNeeded, TrainingPlan):
     """scvi-tools' plan with this model's defaults; trains the VAE's networks and leaves the flow's alone.
+
+    Losses are added up on the device and logged once per epoch, under the names that scvi-tools uses.
 
     Parameters
     ----------
@@ -23,7 +35,8 @@ class VAETrainingPlan(TrainingPlan):
     n_epochs_kl_warmup
         Epochs over which the KL weight rises from 0 to its full value.
     **kwargs
-        Further arguments of :class:`scvi.train.TrainingPlan`.
+        Further arguments of :class:`scvi.train.TrainingPlan`. With ``compile=True`` or ``on_step=True`` its own, slower
+        steps are taken.
     """
 
     def __init__(
@@ -40,6 +53,9 @@ class VAETrainingPlan(TrainingPlan):
         super().__init__(
             module, lr=lr, weight_decay=weight_decay, eps=eps, n_epochs_kl_warmup=n_epochs_kl_warmup, **kwargs
         )
+        self._by_scvi = bool(kwargs.get("compile") or kwargs.get("on_step"))
+        self._sums = EpochSums()
+        self._watch = FiniteWatch("stage 1 (VAE)", "negative ELBO", "vae_plan_kwargs", lr)
 
     def on_fit_start(self) -> None:
         """Train the VAE's networks, freeze the flow's."""
@@ -48,12 +64,43 @@ class VAETrainingPlan(TrainingPlan):
     def on_train_epoch_start(self) -> None:
         """Lightning may have changed the modes for validation."""
         set_modes(trained=self.module.vae_parts, frozen=self.module.flow_parts)
+        self._sums = EpochSums()
 
-    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+    def on_train_epoch_end(self) -> None:
+        """Log an epoch that was cut short; others are logged with their last batch, in time for the callbacks."""
+        super().on_train_epoch_end()
+        self._log_train()
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums of the validation cells."""
+        self._validation_sums = EpochSums()
+
+    def training_step(self, batch: CountBatch, batch_idx: int) -> Tensor:
         """Loss of a batch; raises :class:`FloatingPointError` when it is not finite."""
-        loss = super().training_step(batch, batch_idx)
-        check_finite_loss(loss, "stage 1 (VAE)", "negative ELBO", self.current_epoch, "vae_plan_kwargs", self.lr)
+        last = self.trainer.is_last_batch
+        if self._by_scvi:
+            loss = super().training_step(self.module.tensors(batch), batch_idx)
+        else:
+            terms = self.module.elbo_terms(batch)
+            loss = terms.loss(self.kl_weight)
+            self._sums.add(_losses(terms, loss), len(batch))
+        if last:
+            self._log_train()
+        self._watch(loss, self.current_epoch, last)
         return loss
+
+    def validation_step(self, batch: CountBatch, batch_idx: int) -> None:
+        """Add the losses of a batch to those of the epoch."""
+        if self._by_scvi:
+            super().validation_step(self.module.tensors(batch), batch_idx)
+            return
+        terms = self.module.elbo_terms(batch)
+        self._validation_sums.add(_losses(terms, terms.loss(self.kl_weight)), len(batch))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the losses of the validation cells."""
+        if self._validation_sums.n_cells:
+            self._log_sums(self._validation_sums, "validation")
 
     def on_fit_end(self) -> None:
         """Raise :class:`FloatingPointError` when the weights are not finite."""
@@ -63,3 +110,39 @@ class VAETrainingPlan(TrainingPlan):
         """Optimiser over the parameters of stage 1 only."""
         set_modes(trained=self.module.vae_parts, frozen=self.module.flow_parts)
         return super().configure_optimizers()
+
+    def _optimizer_creator_fn(self, optimizer_cls: type[torch.optim.Optimizer]) -> Any:
+        return lambda parameters: fused_where_possible(
+            optimizer_cls, parameters, self.trainer, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay
+        )
+
+    def _log_train(self) -> None:
+        if self._sums.n_cells:
+            self.log("kl_weight", self.kl_weight, on_step=False, on_epoch=True, batch_size=self._sums.n_cells)
+            self._log_sums(self._sums, "train")
+            self._sums = EpochSums()
+
+    def _log_sums(self, sums: EpochSums, mode: str) -> None:
+        loss, reconstruction, kl = sums.means().unbind()
+        named = {
+            f"elbo_{mode}": reconstruction + kl,
+            f"reconstruction_loss_{mode}": reconstruction,
+            f"kl_local_{mode}": kl,
+            f"kl_global_{mode}": torch.zeros_like(kl),
+            f"{mode}_loss": loss,
+        }
+        for name, value in named.items():
+            self.log(
+                name,
+                value,
+                on_step=False,
+                on_epoch=True,
+                prog_bar=name == "train_loss",
+                batch_size=sums.n_cells,
+                sync_dist=self.use_sync_dist,
+            )
+
+
+def _losses(terms: ElboTerms, loss: Tensor) -> Tensor:
+    """What is minimised, and the two terms of the ELBO that is reported, unweighted."""
+    return torch.stack([loss, terms.reconstruction, terms.kl_intrinsic + terms.kl_technical])

@@ -209,3 +209,25 @@ def test_no_validation_cells_no_loader():
     rows = np.arange(len(data.mean))
     split = CellSplit(rows, rows[:0], rows[:0])
     assert LatentDataModule(data, split, OTCoupling(), "control", 16).val_dataloader() == []
+
+
+def test_a_pass_is_a_function_of_the_seed_and_its_number():
+    """What a resumed run needs: ``first_epoch`` skips the passes that are done."""
+    pairs = loader(make(scale=0.5), seed=3)
+    passes = [whole_pass(pairs) for _ in range(3)]
+    np.random.seed(5)
+    resumed = loader(make(scale=0.5), seed=3)
+    resumed.first_epoch = 2
+    again = whole_pass(resumed)
+    assert torch.equal(again.z0, passes[2].z0)
+    assert torch.equal(again.z1, passes[2].z1)
+    assert not torch.equal(again.z1, passes[1].z1)
+    fixed, later = loader(make(scale=0.5), fixed=True), loader(make(scale=0.5), fixed=True)
+    later.first_epoch = 2
+    assert torch.equal(whole_pass(fixed).z0, whole_pass(later).z0)
+
+
+def test_batches_name_the_condition_of_every_target():
+    data = make()
+    for batch in loader(data):
+        np.testing.assert_array_equal(batch.condition.numpy(), data.condition[rows_of(batch.z1)])

@@ -83,3 +83,44 @@ def test_runs_without_context():
     net = FlowField(D, 0, n_basis=K, n_hidden=16)
     z, t, _, alpha = inputs()
     assert net(z, t, torch.zeros(N, 0), alpha).total.shape == (N, D)
+
+
+# ---- the same velocity with less work -------------------------------------------------------------------------------
+
+
+def gradients(net: FlowField, total: torch.Tensor) -> list[torch.Tensor]:
+    weight = torch.linspace(-1.0, 2.0, total.numel(), dtype=total.dtype).view_as(total)
+    return list(torch.autograd.grad((total * weight).sum(), list(net.parameters())))
+
+
+def test_grouped_cells_have_the_same_velocity_and_gradients():
+    net = field().double()
+    z, t, context, _ = (x.double() for x in inputs())
+    alpha = torch.randn(3, K, dtype=torch.float64)
+    alpha[1] = 0.0
+    group = torch.tensor([2, 0, 1, 1, 2, 2, 0, 1, 1])
+    plain = net(z, t, context, alpha[group])
+    grouped = net.forward_grouped(z, t, context, alpha, group)
+    torch.testing.assert_close(grouped.base, plain.base)
+    torch.testing.assert_close(grouped.effect, plain.effect)
+    for a, b in zip(gradients(net, grouped.total), gradients(net, plain.total), strict=True):
+        torch.testing.assert_close(a, b)
+    assert torch.equal(grouped.effect[group == 1], torch.zeros(4, D, dtype=torch.float64))
+
+
+def test_grouping_pays_for_few_groups_of_even_size():
+    net = FlowField(D, C, n_basis=16)
+    assert net.worth_grouping(1024, 6, 300)
+    assert not net.worth_grouping(256, 200, 60)
+    assert not net.worth_grouping(9, 9, 1)
+
+
+def test_field_of_shared_coefficients_is_the_same_velocity():
+    net = field().double()
+    z, _, context, _ = (x.double() for x in inputs())
+    for alpha in (torch.randn(K, dtype=torch.float64), torch.zeros(K, dtype=torch.float64)):
+        velocity = net.field(context, alpha)
+        for time in (0.0, 0.37, 1.0):
+            t = torch.full((N,), time, dtype=torch.float64)
+            expected = net(z, t, context, alpha.expand(N, K)).total
+            torch.testing.assert_close(velocity(z, time), expected)

@@ -1,0 +1,235 @@
+"""Data of stage 1: batches of counts, from CSR in memory or on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from scipy import sparse
+from torch import Tensor
+
+from cfmvc_scvi._types import CellSplit, CountBatch, FlowContext
+from cfmvc_scvi.data.cells import CellTable
+
+#: Share of the free memory of a GPU that the counts may take with ``data_on_device="auto"``.
+DEVICE_BUDGET = 0.4
+
+
+class CountLoader:
+    """Batches of counts of some cells, with only what stage 1 reads.
+
+    The order of a pass is a function of the seed and the number of the pass alone.
+
+    Parameters
+    ----------
+    source
+        Where the counts are.
+    rows
+        Cells that a pass goes through.
+    batch_size
+        Cells per batch.
+    shuffle
+        Draw the order of every pass anew; else it is that of ``rows``.
+    drop_last
+        Leave out the cells that do not fill a batch.
+    seed
+        Seed of the order.
+    first_epoch
+        Number of the first pass: a run that is resumed sets it to the epochs already done.
+    shard
+        Index of this process and number of processes: each gets its share of every pass, all of one size.
+    """
+
+    def __init__(
+        self,
+        source: HostCounts | DeviceCounts,
+        rows: np.ndarray,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        first_epoch: int = 0,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.source = source
+        self.rows = rows
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.seed = seed
+        self.first_epoch = first_epoch
+        self.shard = shard
+        self._passes = 0
+
+    def __len__(self) -> int:
+        whole, rest = divmod(len(self.rows) // self.shard[1], self.batch_size)
+        return whole if self.drop_last or not rest else whole + 1
+
+    def __iter__(self) -> Iterator[CountBatch]:
+        order = self.rows
+        if self.shuffle:
+            rng = np.random.default_rng([self.seed, self.first_epoch + self._passes])
+            order = rng.permutation(self.rows)
+        self._passes += 1
+        index, n_shards = self.shard
+        order = order[index : len(order) // n_shards * n_shards : n_shards]
+        for batch in range(len(self)):
+            yield self.source.batch(order[batch * self.batch_size : (batch + 1) * self.batch_size])
+
+
+class HostCounts:
+    """Counts of all cells in memory, as the user's own CSR matrix where it is one; no copy of it is made."""
+
+    def __init__(self, cells: CellTable) -> None:
+        self.counts = cells.counts if sparse.issparse(cells.counts) else sparse.csr_matrix(cells.counts)
+        self.context = stage1_context(cells.context)
+        self.library = torch.from_numpy(cells.library)
+        self.has_size_factor = cells.has_size_factor
+        self._canonical = bool(self.counts.has_canonical_format)
+
+    def batch(self, rows: np.ndarray) -> CountBatch:
+        """Counts of the cells at these rows."""
+        chosen = self.counts[rows]
+        if not self._canonical:
+            chosen.sum_duplicates()
+        at = torch.from_numpy(rows)
+        return CountBatch(
+            values=torch.from_numpy(chosen.data.astype(np.float32, copy=False)),
+            rows=torch.from_numpy(np.repeat(np.arange(len(rows)), np.diff(chosen.indptr))),
+            genes=torch.from_numpy(chosen.indices.astype(np.int64)),
+            starts=chosen.indptr,
+            library=self.library[at],
+            context=self.context[at],
+            n_genes=self.counts.shape[1],
+            has_size_factor=self.has_size_factor,
+        )
+
+    def bytes_on_device(self) -> int:
+        """Memory that :class:`DeviceCounts` would take."""
+        return 8 * self.counts.nnz + 64 * len(self.library)
+
+
+class DeviceCounts:
+    """The same on a device: batches are gathered there, and nothing but the order goes there in an epoch."""
+
+    def __init__(self, host: HostCounts, device: torch.device) -> None:
+        counts = host.counts
+        if not host._canonical:
+            counts = counts.copy()
+            counts.sum_duplicates()
+        self.device = device
+        self.starts = counts.indptr.astype(np.int64)
+        self.values = torch.from_numpy(counts.data.astype(np.float32, copy=False)).to(device)
+        self.genes = torch.from_numpy(counts.indices.astype(np.int32, copy=False)).to(device)
+        self.context = host.context.to(device)
+        self.library = host.library.to(device)
+        self.n_genes = counts.shape[1]
+        self.has_size_factor = host.has_size_factor
+
+    def batch(self, rows: np.ndarray) -> CountBatch:
+        """Counts of the cells at these rows."""
+        lengths = self.starts[rows + 1] - self.starts[rows]
+        starts = np.r_[0, np.cumsum(lengths)]
+        at, shift, lengths = (
+            torch.from_numpy(x).to(self.device) for x in (rows, self.starts[rows] - starts[:-1], lengths)
+        )
+        cell = torch.repeat_interleave(lengths, output_size=int(starts[-1]))
+        entry = torch.arange(len(cell), device=self.device) + shift.index_select(0, cell)
+        return CountBatch(
+            values=self.values.index_select(0, entry),
+            rows=cell,
+            genes=self.genes.index_select(0, entry).long(),
+            starts=starts,
+            library=self.library.index_select(0, at),
+            context=self.context[at],
+            n_genes=self.n_genes,
+            has_size_factor=self.has_size_factor,
+        )
+
+
+class CountDataModule(LightningDataModule):
+    """Training and validation batches of stage 1; ``first_epoch`` is the number of the first pass.
+
+    Parameters
+    ----------
+    cells
+        All registered cells.
+    split
+        Rows of training, validation and test.
+    batch_size
+        Cells per batch. Training leaves out what does not fill a batch, where there are more cells than that.
+    on_device
+        Keep the counts on the device of the network: ``True``, ``False``, or ``"auto"``: on a CUDA device where they
+        take no more than :data:`DEVICE_BUDGET` of its free memory (8 bytes per count that is not zero).
+    seed
+        Seed of the order of the cells.
+    """
+
+    first_epoch: int = 0
+
+    def __init__(
+        self,
+        cells: CellTable,
+        split: CellSplit,
+        batch_size: int,
+        *,
+        on_device: bool | Literal["auto"] = "auto",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if on_device not in (True, False, "auto"):
+            raise ValueError(f"Unknown `data_on_device` {on_device!r}: choose True, False or 'auto'.")
+        self.train_idx, self.val_idx, self.test_idx = split.as_list()
+        self.n_train, self.n_val = len(self.train_idx), len(self.val_idx)
+        self.batch_size = min(batch_size, self.n_train)
+        self.on_device = on_device
+        self.seed = seed
+        self._host = HostCounts(cells)
+        self._source: HostCounts | DeviceCounts | None = None
+
+    def setup(self, stage: str | None = None) -> None:
+        """Bring the counts to where the batches are made."""
+        device = self.trainer.strategy.root_device
+        self._source = DeviceCounts(self._host, device) if self._fits(device) else self._host
+
+    def teardown(self, stage: str | None = None) -> None:
+        """Free the device."""
+        self._source = None
+
+    def train_dataloader(self) -> CountLoader:
+        """Batches of the training cells, in a new order in every epoch."""
+        drop_last = self.n_train > self.batch_size
+        return self._loader(self.train_idx, shuffle=True, drop_last=drop_last, first_epoch=self.first_epoch)
+
+    def val_dataloader(self) -> CountLoader | list:
+        """Batches of the validation cells, always in one order."""
+        return self._loader(self.val_idx) if self.n_val else []
+
+    def transfer_batch_to_device(self, batch: CountBatch, device: torch.device, dataloader_idx: int) -> CountBatch:
+        """Move a batch to the device of the network, where it is not there already."""
+        return batch if batch.values.device == device else batch.to(device)
+
+    def _loader(self, rows: np.ndarray, **kwargs: Any) -> CountLoader:
+        shard = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        return CountLoader(self._source or self._host, rows, self.batch_size, seed=self.seed, shard=shard, **kwargs)
+
+    def _fits(self, device: torch.device) -> bool:
+        if self.on_device != "auto":
+            return bool(self.on_device)
+        if device.type != "cuda":
+            return False
+        free, _ = torch.cuda.mem_get_info(device)
+        return self._host.bytes_on_device() <= DEVICE_BUDGET * free
+
+
+def stage1_context(context: FlowContext) -> FlowContext:
+    """Codes and continuous covariates without the coordinates, which stage 1 does not read."""
+    return FlowContext(context.categorical, _float(context.continuous), None)
+
+
+def _float(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.float()

@@ -1,0 +1,169 @@
+"""Batches of stage 1: which cells, in which order, with which counts, from where."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+
+from cfmvc_scvi._types import CellSplit, CountBatch, FlowContext
+from cfmvc_scvi.data.cells import CellTable
+from cfmvc_scvi.data.count_loader import CountDataModule, CountLoader, DeviceCounts, HostCounts
+
+N, G = 23, 11
+
+
+def counts() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    x = rng.poisson(0.6, size=(N, G)).astype(np.float32)
+    x[4] = 0.0
+    return x
+
+
+def table(matrix, continuous: bool = False) -> CellTable:
+    codes = torch.stack([torch.arange(N) % 2, torch.arange(N) % 3], dim=1)
+    covariates = torch.arange(N, dtype=torch.float64).unsqueeze(1) if continuous else None
+    context = FlowContext(codes, covariates, torch.zeros(N, 2))
+    library = np.maximum(counts().sum(axis=1), 1.0)
+    return CellTable(matrix, pd.DataFrame(index=range(N)), context, library, has_size_factor=False)
+
+
+def unsorted_with_duplicates() -> sparse.csr_matrix:
+    """The same counts, each stored as two entries, in no order."""
+    x = sparse.csr_matrix(counts())
+    rows = np.repeat(np.arange(N), np.diff(x.indptr))
+    entries = np.concatenate([x.data - 0.5, np.full(x.nnz, 0.5)]).astype(np.float32)
+    order = np.argsort(np.tile(rows, 2), kind="stable")
+    indptr = np.r_[0, np.cumsum(2 * np.diff(x.indptr))]
+    return sparse.csr_matrix((entries[order], np.tile(x.indices, 2)[order], indptr), shape=(N, G))
+
+
+SOURCES = {
+    "csr": lambda: HostCounts(table(sparse.csr_matrix(counts()))),
+    "dense": lambda: HostCounts(table(counts())),
+    "integers": lambda: HostCounts(table(sparse.csr_matrix(counts().astype(np.int64)))),
+    "duplicates": lambda: HostCounts(table(unsorted_with_duplicates())),
+    "device": lambda: DeviceCounts(HostCounts(table(sparse.csr_matrix(counts()))), torch.device("cpu")),
+    "device, duplicates": lambda: DeviceCounts(HostCounts(table(unsorted_with_duplicates())), torch.device("cpu")),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_batch_holds_the_cells_asked_for(name):
+    rows = np.array([7, 4, 0, 22, 7])
+    batch = SOURCES[name]().batch(rows)
+    library = np.maximum(counts().sum(axis=1), 1.0)[rows]
+    np.testing.assert_array_equal(batch.counts().numpy(), counts()[rows])
+    np.testing.assert_allclose(batch.lognorm(), np.log1p(counts()[rows] / library[:, None] * 1e4), rtol=1e-6)
+    np.testing.assert_array_equal(batch.library.numpy(), library)
+    np.testing.assert_array_equal(batch.context.batch.numpy(), rows % 2)
+    np.testing.assert_array_equal(batch.context.labels.numpy(), rows % 3)
+    assert len(batch) == 5 and batch.values.dtype == torch.float32 and batch.context.spatial is None
+    for cell in range(5):
+        here = batch.entries(cell, cell + 1)
+        assert (batch.rows[here] == cell).all() and here.stop - here.start == (counts()[rows[cell]] > 0).sum()
+
+
+def test_continuous_covariates_are_float32():
+    batch = HostCounts(table(sparse.csr_matrix(counts()), continuous=True)).batch(np.array([3, 1]))
+    assert batch.context.continuous.dtype == torch.float32
+    np.testing.assert_array_equal(batch.context.continuous.numpy(), [[3.0], [1.0]])
+
+
+def test_the_users_matrix_is_neither_copied_nor_changed():
+    matrix = sparse.csr_matrix(counts())
+    before = matrix.copy()
+    source = HostCounts(table(matrix))
+    assert source.counts is matrix
+    batch = source.batch(np.arange(N))
+    batch.values.mul_(2.0)
+    assert (matrix != before).nnz == 0
+
+
+class Rows:
+    """A source whose batches are the rows themselves."""
+
+    def batch(self, rows: np.ndarray) -> np.ndarray:
+        return rows
+
+
+def loader(**kwargs) -> CountLoader:
+    return CountLoader(Rows(), np.arange(100, 100 + N), kwargs.pop("batch_size", 5), **kwargs)
+
+
+def whole_pass(pairs: CountLoader) -> np.ndarray:
+    return np.concatenate(list(pairs))
+
+
+@pytest.mark.parametrize(("drop_last", "sizes"), [(False, [5, 5, 5, 5, 3]), (True, [5, 5, 5, 5])])
+def test_batch_sizes(drop_last, sizes):
+    batches = loader(drop_last=drop_last)
+    assert len(batches) == len(sizes)
+    assert [len(rows) for rows in batches] == sizes
+
+
+def test_a_pass_is_a_permutation_and_a_new_one_every_time():
+    batches = loader(shuffle=True)
+    first, second = whole_pass(batches), whole_pass(batches)
+    assert (first != second).any()
+    for rows in (first, second):
+        np.testing.assert_array_equal(np.sort(rows), np.arange(100, 100 + N))
+
+
+def test_the_order_is_a_function_of_the_seed_and_the_number_of_the_pass():
+    np.random.seed(1)  # the global state has no part in it
+    batches = loader(shuffle=True, seed=3)
+    passes = [whole_pass(batches) for _ in range(4)]
+    np.random.seed(2)
+    resumed = loader(shuffle=True, seed=3)
+    resumed.first_epoch = 2
+    np.testing.assert_array_equal(whole_pass(resumed), passes[2])
+    np.testing.assert_array_equal(whole_pass(resumed), passes[3])
+    expected = np.random.default_rng([3, 1]).permutation(np.arange(100, 100 + N))
+    np.testing.assert_array_equal(passes[1], expected)
+    assert (whole_pass(loader(shuffle=True, seed=4)) != passes[0]).any()
+
+
+def test_processes_share_a_pass():
+    parts = [loader(shuffle=True, batch_size=4, shard=(index, 3)) for index in range(3)]
+    rows = [whole_pass(part) for part in parts]
+    assert [len(part) for part in parts] == [2, 2, 2] and [len(r) for r in rows] == [7, 7, 7]
+    np.testing.assert_array_equal(np.stack(rows, axis=1).ravel(), whole_pass(loader(shuffle=True))[:21])
+
+
+def test_without_shuffling_the_order_is_that_of_the_rows():
+    np.testing.assert_array_equal(whole_pass(loader()), np.arange(100, 100 + N))
+
+
+def data_module(n_train: int, batch_size: int) -> CountDataModule:
+    rows = np.arange(N)
+    split = CellSplit(rows[:n_train], rows[n_train:], rows[:0])
+    return CountDataModule(table(sparse.csr_matrix(counts())), split, batch_size)
+
+
+@pytest.mark.parametrize(("n_train", "batch_size", "sizes"), [(20, 6, [6, 6, 6]), (20, 20, [20]), (5, 64, [5])])
+def test_training_drops_an_unfinished_batch_and_validation_does_not(n_train, batch_size, sizes):
+    data = data_module(n_train, batch_size)
+    assert [len(batch) for batch in data.train_dataloader()] == sizes
+    assert sum(len(batch) for batch in data.val_dataloader()) == N - n_train
+    assert data.batch_size == min(batch_size, n_train)
+
+
+def test_no_validation_cells_no_loader():
+    assert data_module(N, 4).val_dataloader() == []
+
+
+def test_unknown_place_for_the_data():
+    split = CellSplit(np.arange(3), np.arange(0), np.arange(0))
+    with pytest.raises(ValueError, match="data_on_device.*'gpu'.*'auto'"):
+        CountDataModule(table(sparse.csr_matrix(counts())), split, 2, on_device="gpu")
+
+
+def test_a_batch_moves_as_a_whole():
+    batch = SOURCES["csr"]().batch(np.array([2, 9]))
+    moved = batch.to("meta")
+    assert isinstance(moved, CountBatch)
+    tensors = (moved.values, moved.rows, moved.genes, moved.library, moved.context.categorical, moved.position)
+    assert {x.device.type for x in tensors} == {"meta"}

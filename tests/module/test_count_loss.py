@@ -1,0 +1,185 @@
+"""The reconstruction loss of stage 1: values and gradients against scvi-tools, a dense computation and differences."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from scvi.distributions import NegativeBinomial
+
+from cfmvc_scvi._types import CountBatch, FlowContext
+from cfmvc_scvi.module import count_loss
+from cfmvc_scvi.module.count_loss import gaussian_kl, reconstruction_loss
+from cfmvc_scvi.module.likelihood import nb_log_prob
+
+
+def batch_of(counts: np.ndarray, dtype=torch.float64, library: np.ndarray | None = None) -> CountBatch:
+    matrix = sparse.csr_matrix(counts)
+    library = np.maximum(counts.sum(axis=1), 1.0) if library is None else library
+    return CountBatch(
+        values=torch.tensor(matrix.data, dtype=dtype),
+        rows=torch.tensor(np.repeat(np.arange(len(counts)), np.diff(matrix.indptr))),
+        genes=torch.tensor(matrix.indices.astype(np.int64)),
+        starts=matrix.indptr,
+        library=torch.tensor(library, dtype=dtype),
+        context=FlowContext(torch.zeros(len(counts), 2, dtype=torch.long)),
+        n_genes=counts.shape[1],
+    )
+
+
+def draw(n: int = 40, n_genes: int = 50, seed: int = 0) -> tuple[np.ndarray, torch.Tensor, torch.Tensor]:
+    """Counts with zeros, cells without any and large counts; logits; log dispersions of many sizes."""
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(rng.gamma(0.3, 4.0, size=(n, n_genes))).astype(float)
+    counts[3] = 0.0
+    counts[0, 0], counts[5, 7], counts[4, 8] = 1e6, 300.0, 17.0
+    logits = torch.tensor(rng.normal(scale=2.0, size=(n, n_genes)), requires_grad=True)
+    log_theta = torch.tensor(rng.uniform(-12.0, 12.0, size=n_genes), requires_grad=True)
+    return counts, logits, log_theta
+
+
+def log_mean(logits: torch.Tensor, batch: CountBatch, panel: bool) -> torch.Tensor:
+    full = torch.cat([logits, logits.new_zeros(len(logits), 1)], dim=1) if panel else logits
+    return torch.log_softmax(full, dim=1)[:, : logits.shape[1]] + batch.library.log().unsqueeze(1)
+
+
+def with_gradients(loss: torch.Tensor, *inputs: torch.Tensor) -> list[torch.Tensor]:
+    return [loss.detach(), *torch.autograd.grad(loss, inputs)]
+
+
+@pytest.mark.parametrize("panel", [False, True])
+@pytest.mark.parametrize("block", [1, 300, 1 << 17])
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_agrees_with_the_dense_computation(monkeypatch, panel, block, scale):
+    """Also where a block holds one cell, where the last block is smaller, and for values that are no counts."""
+    monkeypatch.setattr(count_loss, "_BLOCK", block)
+    counts, logits, log_theta = draw()
+    counts = counts * scale
+    batch = batch_of(counts)
+    ours = with_gradients(reconstruction_loss(logits, log_theta, batch, panel=panel), logits, log_theta)
+    dense = nb_log_prob(torch.tensor(counts), log_mean(logits, batch, panel), log_theta.exp())
+    expected = with_gradients(-dense.sum(dim=1).mean(), logits, log_theta)
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-8)
+
+
+def test_agrees_with_scvi():
+    """scvi-tools adds 1e-8 inside its logarithms, which very small dispersions and means would show."""
+    counts, logits, _ = draw()
+    batch = batch_of(counts)
+    log_theta = torch.linspace(-3.0, 6.0, counts.shape[1], dtype=torch.float64).requires_grad_()
+    ours = with_gradients(reconstruction_loss(logits, log_theta, batch), logits, log_theta)
+    law = NegativeBinomial(mu=log_mean(logits, batch, False).exp(), theta=log_theta.exp())
+    scvi = with_gradients(-law.log_prob(torch.tensor(counts)).sum(dim=1).mean(), logits, log_theta)
+    for a, b in zip(ours, scvi, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("panel", [False, True])
+def test_gradients_are_numerically_right(panel):
+    counts, logits, log_theta = draw(6, 9)
+    counts[0, 0] = 40.0  # differences of a count of 1e6 are too coarse
+    batch, log_theta = batch_of(counts), (log_theta.detach() / 4.0).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, t: reconstruction_loss(x, t, batch, panel=panel), (logits, log_theta))
+
+
+@pytest.mark.parametrize("log_theta", [-12.0, 0.0, 12.0])
+@pytest.mark.parametrize("shift", [-200.0, -20.0, 0.0])
+def test_float32_keeps_its_digits_at_the_extremes(log_theta, shift):
+    """Means down to e^-200 and counts of 1e6 at the smallest and largest dispersion, against float64.
+
+    The loss to the precision of its largest term, log 1e6!; the gradients to that of the largest of them.
+    """
+    counts = np.array([[0.0, 1.0, 3.0, 1e6, 20.0], [0.0, 0.0, 0.0, 2.0, 0.0], [0.0, 1e4, 0.0, 0.0, 17.0]])
+    logits = torch.tensor([[0.0, shift, 1.0, 3.0, -1.0]], dtype=torch.float64).repeat(3, 1).requires_grad_()
+    theta = torch.full((5,), log_theta, dtype=torch.float64, requires_grad=True)
+    fine = with_gradients(reconstruction_loss(logits, theta, batch_of(counts)), logits, theta)
+    logits32, theta32 = (x.detach().float().requires_grad_() for x in (logits, theta))
+    coarse = with_gradients(reconstruction_loss(logits32, theta32, batch_of(counts, torch.float32)), logits32, theta32)
+    assert all(torch.isfinite(x).all() for x in coarse)
+    assert abs(coarse[0].item() - fine[0].item()) < 1e-7 * math.lgamma(1e6)
+    for a, b in zip(coarse[1:], fine[1:], strict=True):
+        assert ((a.double() - b).abs().max() / (1.0 + b.abs().max())).item() < 2e-6
+
+
+@pytest.mark.parametrize("x", [1.0, 16.0, 17.0, 100.0, 1e6])
+@pytest.mark.parametrize("theta", [1e-5, 0.3, 20.0, 1.6e5])
+def test_log_ways_are_differences_of_log_gammas(x, theta):
+    value, derivative = count_loss._log_ways(
+        torch.tensor([x], dtype=torch.float64), torch.tensor([1]), torch.tensor([2.0, theta], dtype=torch.float64), True
+    )
+    expected = math.lgamma(x + theta) - math.lgamma(theta) - math.lgamma(x + 1.0)
+    t = torch.tensor(theta, dtype=torch.float64)
+    assert value.item() == pytest.approx(expected, rel=1e-9, abs=1e-8)
+    assert derivative.item() == pytest.approx((t * (torch.digamma(x + t) - torch.digamma(t))).item(), rel=1e-8)
+
+
+def test_a_cell_without_counts_has_the_closed_form():
+    """One gene, library 1: theta log(1 + 1 / theta), whatever the logit."""
+    batch = batch_of(np.zeros((1, 1)))
+    loss = reconstruction_loss(torch.full((1, 1), 5.0).double(), torch.full((1,), 2.0).double().log(), batch)
+    assert loss.item() == pytest.approx(2.0 * math.log(1.5), rel=1e-12)
+
+
+def test_a_constant_on_all_logits_changes_nothing_and_their_gradients_sum_to_zero():
+    counts, logits, log_theta = draw()
+    batch = batch_of(counts)
+    loss, gradient, _ = with_gradients(reconstruction_loss(logits, log_theta, batch), logits, log_theta)
+    moved = reconstruction_loss(logits + torch.arange(len(logits)).unsqueeze(1), log_theta, batch)
+    assert moved.item() == pytest.approx(loss.item(), rel=1e-12)
+    assert gradient.sum(dim=1).abs().max() < 1e-9 * gradient.abs().max()
+
+
+def test_order_of_the_cells_changes_nothing():
+    counts, logits, log_theta = draw()
+    order = np.random.default_rng(1).permutation(len(counts))
+    loss = reconstruction_loss(logits, log_theta, batch_of(counts))
+    assert reconstruction_loss(logits[order], log_theta, batch_of(counts[order])).item() == pytest.approx(loss.item())
+
+
+def test_without_gradients_and_in_place_the_value_is_the_same():
+    counts, logits, log_theta = draw()
+    batch = batch_of(counts)
+    loss = reconstruction_loss(logits, log_theta, batch)
+    kept = logits.detach().clone()
+    with torch.no_grad():
+        assert reconstruction_loss(logits, log_theta, batch).item() == pytest.approx(loss.item(), rel=1e-14)
+        assert torch.equal(logits.detach(), kept)
+        assert reconstruction_loss(kept, log_theta, batch, overwrite=True).item() == pytest.approx(loss.item())
+    assert not torch.equal(logits.detach(), kept)
+
+
+def test_the_gradient_scales_with_what_comes_from_above():
+    counts, logits, log_theta = draw()
+    once = torch.autograd.grad(reconstruction_loss(logits, log_theta, batch_of(counts)), (logits, log_theta))
+    thrice = torch.autograd.grad(3.0 * reconstruction_loss(logits, log_theta, batch_of(counts)), (logits, log_theta))
+    for a, b in zip(once, thrice, strict=True):
+        torch.testing.assert_close(3.0 * a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_are_worked_on_in_float32(dtype):
+    counts, logits, log_theta = draw()
+    half = logits.detach().to(dtype).requires_grad_()
+    log_theta = log_theta.detach().float()
+    batch = batch_of(counts, torch.float32)
+    loss = reconstruction_loss(half, log_theta, batch, overwrite=True)
+    loss.backward()
+    expected = reconstruction_loss(half.detach().float(), log_theta, batch)
+    assert loss.dtype == torch.float32 and half.grad.dtype == dtype
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_gaussian_kl_agrees_with_torch():
+    from torch.distributions import Normal, kl_divergence
+
+    generator = torch.Generator().manual_seed(0)
+    mean, logvar, prior_mean, prior_logvar = torch.randn(4, 30, 5, generator=generator)
+    q, p = Normal(mean, (0.5 * logvar).exp()), Normal(prior_mean, (0.5 * prior_logvar).exp())
+    ours = gaussian_kl(mean, logvar, prior_mean, prior_logvar)
+    torch.testing.assert_close(ours, kl_divergence(q, p).sum(-1).mean())
+    standard = kl_divergence(q, Normal(0.0, 1.0)).sum(-1).mean()
+    torch.testing.assert_close(gaussian_kl(mean, logvar, 0.0, 0.0), standard)

@@ -1,0 +1,81 @@
+"""The loss that training runs is the loss that scvi-tools' methods report."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+from torch.distributions import Normal
+
+from cfmvc_scvi._types import CountBatch, FlowContext
+from cfmvc_scvi.module import CFMVCModule, cfmvc_module
+
+N, G = 30, 24
+
+
+def batch_of(*, size_factor: bool = False, covariates: bool = False) -> CountBatch:
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.gamma(0.4, 3.0, size=(N, G))).astype(np.float32)
+    counts[2], counts[5, 1] = 0.0, 400.0
+    matrix = sparse.csr_matrix(counts)
+    library = np.maximum(counts.sum(axis=1), 1.0)
+    codes = [rng.integers(2, size=N), rng.integers(3, size=N)] + ([rng.integers(4, size=N)] if covariates else [])
+    continuous = torch.tensor(rng.normal(size=(N, 1)), dtype=torch.float32) if covariates else None
+    return CountBatch(
+        values=torch.from_numpy(matrix.data),
+        rows=torch.from_numpy(np.repeat(np.arange(N), np.diff(matrix.indptr))),
+        genes=torch.from_numpy(matrix.indices.astype(np.int64)),
+        starts=matrix.indptr,
+        library=torch.from_numpy(library * (3.0 if size_factor else 1.0)),
+        context=FlowContext(torch.tensor(np.stack(codes, axis=1)), continuous),
+        n_genes=G,
+        has_size_factor=size_factor,
+    )
+
+
+def module_for(**kwargs) -> CFMVCModule:
+    torch.manual_seed(0)
+    module = CFMVCModule(G, 2, 3, 4, n_latent=5, n_latent_technical=3, n_hidden=16, **kwargs)
+    for weight in module.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("options", "data"),
+    [
+        ({}, {}),
+        ({"n_layers_decoder": 0}, {}),
+        ({"n_layers_decoder": 2, "kl_weight_intrinsic": 0.7}, {}),
+        ({"panel": True}, {"size_factor": True}),
+        ({"n_cats_per_cov": [4], "n_continuous_cov": 1}, {"covariates": True}),
+    ],
+)
+def test_terms_and_gradients_are_those_of_the_reported_loss(monkeypatch, options, data):
+    """With the posterior mean in place of a draw, which the two ways take from the generator differently."""
+    monkeypatch.setattr(cfmvc_module, "gaussian_draw", lambda mean, logvar: mean)
+    monkeypatch.setattr(Normal, "rsample", lambda self, shape=(): self.loc)
+    module, batch = module_for(**options), batch_of(**data)
+    terms = module.elbo_terms(batch)
+    parameters = [p for part in module.vae_parts for p in part.parameters()]
+    ours = torch.autograd.grad(terms.loss(0.6), parameters)
+
+    _, _, reported = module(module.tensors(batch), loss_kwargs={"kl_weight": 0.6})
+    expected = torch.autograd.grad(reported.loss, parameters)
+    assert terms.loss(0.6).item() == pytest.approx(reported.loss.item(), rel=1e-6)
+    assert terms.reconstruction.item() == pytest.approx(
+        reported.reconstruction_loss["reconstruction_loss"].mean().item()
+    )
+    for ours_kl, name in ((terms.kl_intrinsic, "intrinsic"), (terms.kl_technical, "technical")):
+        assert ours_kl.item() == pytest.approx(reported.kl_local[f"kl_divergence_{name}"].mean().item(), rel=1e-5)
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * (1.0 + b.abs().max().item()))
+
+
+def test_a_draw_is_of_the_posterior():
+    torch.manual_seed(0)
+    mean, logvar = torch.full((40_000, 1), 2.0), torch.full((40_000, 1), -1.0)
+    drawn = cfmvc_module.gaussian_draw(mean, logvar)
+    assert drawn.mean().item() == pytest.approx(2.0, abs=0.02)
+    assert drawn.var().item() == pytest.approx(np.exp(-1.0), rel=0.03)
