@@ -18,9 +18,9 @@ from cfmvc_scvi.model.change import lognorm_expression
 from cfmvc_scvi.model.latents import LatentCache
 from cfmvc_scvi.model.moments import highest_lognorm
 from cfmvc_scvi.model.populations import Populations
-from cfmvc_scvi.module.cfmvc_module import BaseFlow
 from cfmvc_scvi.module.effect_gp import EffectGP, MeanEffects
 from cfmvc_scvi.module.likelihood import expected_lognorm
+from cfmvc_scvi.module.transport import BaseFlow
 
 #: Control cells per cell type that stand for it.
 _REFERENCES = 128

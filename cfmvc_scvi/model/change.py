@@ -3,45 +3,64 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy import sparse
+from torch import Tensor
+from torch.nn.functional import softplus
 
 from cfmvc_scvi.module.likelihood import draw_counterfactual
 
+_LOG_CP10K = math.log(1e4)
+
 
 @dataclass(frozen=True)
-class CellChange:
-    """What a perturbation does to some cells; every array has shape (n, n_genes).
+class LevelChange:
+    """What a perturbation does to the level of every gene in some cells; all of shape (n, n_genes), float32.
 
     Attributes
     ----------
-    lognorm
+    shift
         Change of log1p of counts per 10,000.
     scale, center
         Factor on the spread of the gene, and the level it spreads around.
-    log_ratio
-        Log of the factor on the negative binomial's mean.
-    mean0
-        The negative binomial's mean before, in counts.
     """
 
-    lognorm: np.ndarray
-    scale: np.ndarray
-    center: np.ndarray
+    shift: Tensor
+    scale: Tensor
+    center: Tensor
+
+
+@dataclass(frozen=True)
+class RateChange:
+    """What a perturbation does to the negative binomial of every gene in some cells; both of shape (n, n_genes).
+
+    Attributes
+    ----------
+    log_ratio
+        Log of the factor on the mean.
+    mean0
+        The mean before, in counts.
+    """
+
     log_ratio: np.ndarray
     mean0: np.ndarray
 
+    @classmethod
+    def of(cls, before: np.ndarray, after: np.ndarray, correction: np.ndarray, library: np.ndarray) -> RateChange:
+        """Change between log shares, with a correction of the log ratio; library sizes (n,)."""
+        return cls(after - before + correction, np.exp(before) * library[:, None])
 
-def expected_counts(
-    x: np.ndarray,
-    library: np.ndarray,
-    change: np.ndarray,
-    scale: np.ndarray,
-    center: np.ndarray,
-    highest: np.ndarray,
-) -> np.ndarray:
+
+def decoded_change(before: Tensor, after: Tensor) -> Tensor:
+    r"""Change of log1p of counts per 10,000 between log shares, :math:`\log(1 + 10^4 e^a) - \log(1 + 10^4 e^b)`."""
+    return softplus(after + _LOG_CP10K).sub_(softplus(before + _LOG_CP10K))
+
+
+def expected_counts(x: np.ndarray, library: np.ndarray, change: LevelChange, highest: np.ndarray) -> np.ndarray:
     r"""Counts of a cell after a change of its log1p counts per 10,000, at its own library size :math:`L`.
 
     .. math:: y' = \operatorname{clip}\left(y + \Delta + (k - 1)(y - m),\; 0,\; \max(y, h)\right), \qquad
@@ -57,25 +76,28 @@ def expected_counts(
     library
         Library sizes, shape (n,).
     change
-        :math:`\Delta`, shape (n, n_genes).
-    scale, center
-        :math:`k`, the factor on the spread of the gene, and :math:`m`, the level it spreads around; shape (n, n_genes).
+        The shift :math:`\Delta`, the factor :math:`k` on the spread of the gene, and the level :math:`m` it spreads
+        around.
     highest
         :math:`h`, the highest level of the gene in the training cells, which no change exceeds; shape (n_genes,).
     """
-    y = lognorm_expression(x, library)
-    delta = np.clip(change + (scale - 1.0) * (y - center), -y, np.maximum(highest - y, 0.0))
-    moved = x + (x + library[:, None] / 1e4) * np.expm1(delta)
-    return np.maximum(moved, 0.0).astype(np.float32)
+    counts = torch.from_numpy(x)
+    unit = torch.from_numpy(library / np.float32(1e4)).unsqueeze(-1)
+    y = (counts / unit).log1p_()
+    delta = (y - change.center).mul_(change.scale - 1.0).add_(change.shift)
+    room = (torch.from_numpy(highest) - y).clamp_(min=0.0)
+    delta = torch.minimum(torch.maximum(delta, y.neg_()), room)
+    return delta.expm1_().mul_(counts + unit).add_(counts).clamp_(min=0.0).numpy()
 
 
 def lognorm_expression(x: np.ndarray, library: np.ndarray) -> np.ndarray:
     """log1p of counts per 10,000, shape (n, n_genes), float32."""
-    return np.log1p(x / library[:, None] * 1e4).astype(np.float32)
+    unit = torch.from_numpy(np.asarray(library, dtype=np.float32) / np.float32(1e4)).unsqueeze(-1)
+    return (torch.as_tensor(x, dtype=torch.float32) / unit).log1p_().numpy()
 
 
 def drawn_counts(
-    x: np.ndarray, change: CellChange, theta: np.ndarray, generators: list[np.random.Generator]
+    x: np.ndarray, change: RateChange, theta: np.ndarray, generators: list[np.random.Generator]
 ) -> sparse.csr_matrix:
     """Counterfactual counts, one generator per cell; CSR (n, n_genes) of float32 whole numbers.
 

@@ -137,8 +137,7 @@ class EmbeddingMixin(RNASeqMixin, VAEMixin):
         whole = CellPosterior(*(torch.empty(n, dim) for dim in dims))
         start = 0
         for table, rows in _in_whole_units(cells, batch_size or settings.batch_size):
-            out = module.inference(**table.inference_inputs(rows, self._device))
-            q, q_tech = out["qz"], out["qz_technical"]
+            q, q_tech, _ = module.posterior(**table.inference_inputs(rows, self._device))
             stop = min(start + rows.stop - rows.start, n)
             whole.put(start, CellPosterior(q.loc, q.scale, q_tech.loc, q_tech.scale)[: stop - start])
             start = stop

@@ -21,11 +21,19 @@ from cfmvc_scvi.data.nearest import with_nearest_labels
 from cfmvc_scvi.data.setup import control_cells, has_presence_matrix
 from cfmvc_scvi.flow import get_solver
 from cfmvc_scvi.model.calibrate import CalibrationMixin
-from cfmvc_scvi.model.change import CellChange, cell_generators, drawn_counts, expected_counts, lognorm_expression
+from cfmvc_scvi.model.change import (
+    LevelChange,
+    RateChange,
+    cell_generators,
+    decoded_change,
+    drawn_counts,
+    expected_counts,
+    lognorm_expression,
+)
 from cfmvc_scvi.model.output import Output, make_output
 from cfmvc_scvi.model.request import UNITS, PredictionCall, Request, RequestReader, ReturnType
 from cfmvc_scvi.model.result import result_obs
-from cfmvc_scvi.model.sources import SourceCells, SourceChunk, decode_mean
+from cfmvc_scvi.model.sources import SourceCells, decode_mean
 from cfmvc_scvi.model.support import SupportMixin
 
 #: Fixed-step solver and number of steps when none is given.
@@ -210,61 +218,46 @@ class PredictionMixin(CalibrationMixin, SupportMixin):
 
     def _predict_request(self, request: Request, source: SourceCells, call: PredictionCall, output: Output) -> None:
         """Append the rows of one condition."""
+        moved = source.move(self.vocabulary.encode([request.condition])[0])
         for draw in range(call.draws):
             for rows in source.cells.chunks(call.batch_size):
-                latent, value = self._predict_chunk(source, rows, request, call, draw)
+                latent = moved[:, rows].mean(dim=0).numpy()
+                value = latent
+                if call.return_type != "latent":
+                    value = self._expression(source, rows, request, call, moved[:, rows], draw)
                 kept = min(source.n_cells - rows.start, len(latent))
                 output.append(value[:kept], latent[:kept])
 
     @torch.inference_mode()
-    def _predict_chunk(
-        self, source: SourceCells, rows: slice, request: Request, call: PredictionCall, draw: int
-    ) -> tuple[np.ndarray, Any]:
-        """Transported latent and returned expression of some cells."""
-        chunk = source.chunk(rows)
-        moved = self._move(chunk, request, call)
-        latent = moved.mean(dim=0).numpy()
-        if call.return_type == "latent":
-            return latent, latent
-        change = self._cell_change(source, rows, request, call, moved)
+    def _expression(
+        self,
+        source: SourceCells,
+        rows: slice,
+        request: Request,
+        call: PredictionCall,
+        moved: Tensor,
+        draw: int,
+    ) -> Any:
+        """Returned expression of some cells, whose latents are ``moved``; averaged over the posterior draws."""
+        technical, context = source.posterior.technical_mean[rows], source.cells.context[rows]
+        before = source.log_share(rows)
+        after = decode_mean(self.module, moved, self._technical_in_batch(technical, context, request.batch))
+        labels = context.labels.numpy()
+        is_counts = call.return_type == "counts"
+        calibration = self._calibration(request.condition, labels, call, rates=is_counts)
         x, library = source.cells.dense(rows), source.cells.library[rows]
-        if call.return_type == "counts":
+        if is_counts:
+            change = RateChange.of(before.numpy(), after.numpy(), calibration.log_ratio[labels], library)
             key = self.vocabulary.stream_key(request.condition)
-            generators = cell_generators(chunk.names, call.seed, "counts", key, draw)
-            return latent, drawn_counts(x, change, self._theta(), generators)
-        highest = self.calibration_["highest"]
-        counts = expected_counts(x, library, change.lognorm, change.scale, change.center, highest)
-        return latent, counts if call.return_type == "mean" else lognorm_expression(counts, library)
-
-    def _move(self, chunk: SourceChunk, request: Request, call: PredictionCall) -> Tensor:
-        """Latents after the perturbation, shape (n_draws, n, n_latent)."""
-        p = torch.from_numpy(self.vocabulary.encode([request.condition])).to(self._device)
-        p = p.expand(len(chunk.names), -1)
-        return torch.stack(
-            [
-                self.module.transport(z.to(self._device), p, chunk.context, call.solver, base).cpu()
-                for z, base in zip(chunk.z, chunk.flow, strict=True)
-            ]
+            generators = cell_generators(source.names[rows], call.seed, "counts", key, draw)
+            return drawn_counts(x, change, self._theta(), generators)
+        change = LevelChange(
+            decoded_change(before, after) + torch.from_numpy(calibration.lognorm[labels]),
+            torch.from_numpy(calibration.scale[labels]),
+            torch.from_numpy(calibration.center[labels]),
         )
-
-    def _cell_change(
-        self, source: SourceCells, rows: slice, request: Request, call: PredictionCall, moved: Tensor
-    ) -> CellChange:
-        """Decoded change of some cells, calibrated per gene; averaged over the posterior draws."""
-        chunk = source.chunk(rows)
-        target = self._technical_in_batch(chunk.technical, source.cells.context[rows], request.batch)
-        before = source.log_share(rows).numpy()
-        after = decode_mean(self.module, moved, target).numpy()
-        labels = source.cells.context.labels.numpy()[rows]
-        calibration = self._calibration(request.condition, labels, call, rates=call.return_type == "counts")
-        library = source.cells.library[rows, None]
-        return CellChange(
-            lognorm=np.log1p(1e4 * np.exp(after)) - np.log1p(1e4 * np.exp(before)) + calibration.lognorm[labels],
-            scale=calibration.scale[labels],
-            center=calibration.center[labels],
-            log_ratio=after - before + calibration.log_ratio[labels],
-            mean0=np.exp(before) * library,
-        )
+        counts = expected_counts(x, library, change, self.calibration_["highest"])
+        return counts if call.return_type == "mean" else lognorm_expression(counts, library)
 
     def _technical_in_batch(self, technical: Tensor, context: FlowContext, batch: str | None) -> Tensor:
         if batch is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,44 +12,22 @@ from torch import Tensor
 
 from cfmvc_scvi._types import FlowContext
 from cfmvc_scvi.data.cells import CellTable
+from cfmvc_scvi.flow import Adaptive
 from cfmvc_scvi.model.change import cell_generators
 from cfmvc_scvi.model.latents import CellPosterior
 from cfmvc_scvi.model.request import PredictionCall
 from cfmvc_scvi.module import CFMVCModule
-from cfmvc_scvi.module.cfmvc_module import BaseFlow
+from cfmvc_scvi.module.transport import BaseFlow
 
+#: Cells that a fixed-step solver integrates at a time.
+_FLOW_ROWS = 1024
 #: Decoded cells kept between conditions, in bytes; beyond it they are decoded again.
 _KEPT_BYTES = 256 * 2**20
 
 
-@dataclass(frozen=True)
-class SourceChunk:
-    """Some cells before the perturbation.
-
-    Attributes
-    ----------
-    z
-        Latents, shape (n_draws, n, n_latent): the posterior mean, or draws to average over.
-    flow
-        Where the base flow takes each draw.
-    context
-        Context on the device.
-    technical
-        Technical latents, shape (n, n_latent_technical).
-    names
-        Names of the cells.
-    """
-
-    z: Tensor
-    flow: list[BaseFlow]
-    context: FlowContext
-    technical: Tensor
-    names: list[str]
-
-
 @dataclass
 class SourceCells:
-    """Cells of a prediction with their posterior; chunks are computed once and kept.
+    """Cells of a prediction with their posterior; what the conditions share is computed once and kept.
 
     Attributes
     ----------
@@ -70,7 +49,6 @@ class SourceCells:
     module: CFMVCModule
     call: PredictionCall
     keep_decoded: bool = False
-    _chunks: dict[int, SourceChunk] = field(default_factory=dict)
     _decoded: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -88,43 +66,66 @@ class SourceCells:
         labels = self.cells.context.labels.numpy()[: self.n_cells]
         return np.where(self.nearest, -1, labels)
 
+    @cached_property
+    def device(self) -> torch.device:
+        """Device of the networks."""
+        return next(self.module.parameters()).device
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of the cells."""
+        return [str(name) for name in self.cells.obs.index]
+
+    @cached_property
+    def z(self) -> Tensor:
+        """Latents before the perturbation, (n_draws, n, n_latent): the posterior mean, or draws to average over."""
+        mean = self.posterior.mean
+        if self.call.n_samples == 1 or self.call.return_type == "counts":
+            return mean.unsqueeze(0)
+        generators = cell_generators(self.names, self.call.seed, "posterior")
+        shape = (self.call.n_samples, mean.shape[1])
+        noise = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in generators], axis=1)
+        return mean + self.posterior.scale * torch.from_numpy(noise)
+
     @torch.inference_mode()
-    def chunk(self, rows: slice) -> SourceChunk:
-        """Latents and base flow of some cells."""
-        if rows.start not in self._chunks:
-            device = self.module.device
-            names = [str(name) for name in self.cells.obs.index[rows]]
-            z = self._latents(rows, names)
-            context = self.cells.context[rows].to(device)
-            flow = [self.module.base_flow(draw.to(device), context, self.call.solver) for draw in z]
-            technical = self.posterior.technical_mean[rows]
-            self._chunks[rows.start] = SourceChunk(z, flow, context, technical, names)
-        return self._chunks[rows.start]
+    def move(self, p: np.ndarray) -> Tensor:
+        """Latents after the perturbation with this vector (n_features,), shape (n_draws, n, n_latent)."""
+        device = self.device
+        vector = torch.from_numpy(p).to(device)
+        moved = torch.empty_like(self.z)
+        for draw, rows, context, flow in self._base_flows:
+            z = self.z[draw, rows].to(device)
+            vectors = vector.expand(len(z), -1)
+            moved[draw, rows] = self.module.transport(z, vectors, context, self.call.solver, flow).cpu()
+        return moved
 
     @torch.inference_mode()
     def log_share(self, rows: slice) -> Tensor:
         """Log of each gene's share of some cells before the perturbation, mean over draws; (n, n_genes)."""
         if rows.start in self._decoded:
             return self._decoded[rows.start]
-        chunk = self.chunk(rows)
-        value = decode_mean(self.module, chunk.z, chunk.technical)
+        value = decode_mean(self.module, self.z[:, rows], self.posterior.technical_mean[rows])
         if self.keep_decoded:
             self._decoded[rows.start] = value
         return value
 
-    def _latents(self, rows: slice, names: list[str]) -> Tensor:
-        mean = self.posterior.mean[rows]
-        if self.call.n_samples == 1 or self.call.return_type == "counts":
-            return mean.unsqueeze(0)
-        generators = cell_generators(names, self.call.seed, "posterior")
-        shape = (self.call.n_samples, mean.shape[1])
-        noise = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in generators], axis=1)
-        return mean + self.posterior.scale[rows] * torch.from_numpy(noise)
+    @cached_property
+    def _base_flows(self) -> list[tuple[int, slice, FlowContext, BaseFlow]]:
+        """Base flow of every draw and block of cells: what all perturbations share."""
+        size = self.call.batch_size if isinstance(self.call.solver, Adaptive) else _FLOW_ROWS
+        out = []
+        for rows in self.cells.chunks(size):
+            context = self.cells.context[rows].to(self.device)
+            for draw in range(len(self.z)):
+                z = self.z[draw, rows].to(self.device)
+                out.append((draw, rows, context, self.module.base_flow(z, context, self.call.solver)))
+        return out
 
 
 def decode_mean(module: CFMVCModule, z: Tensor, technical: Tensor) -> Tensor:
     """Log of each gene's share, mean over the draws ``z`` (n_draws, n, n_latent); shape (n, n_genes), on the CPU."""
-    technical = technical.to(module.device)
-    shares = [module.decoder(draw.to(module.device), technical) for draw in z]
+    device = next(module.parameters()).device
+    technical = technical.to(device)
+    shares = [module.decoder(draw.to(device), technical) for draw in z]
     mean: Any = shares[0] if len(shares) == 1 else torch.stack(shares).mean(dim=0)
     return mean.cpu()

@@ -1,9 +1,8 @@
-"""The module: networks of both stages, their losses and the transport of latents."""
+"""The module: networks of both stages and their losses."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from scvi import REGISTRY_KEYS
@@ -14,30 +13,14 @@ from torch.distributions import Normal, kl_divergence
 
 from cfmvc_scvi._compat import MODULE_KEYS
 from cfmvc_scvi._types import CountBatch, FlowContext
-from cfmvc_scvi.flow import LinearPath, Solver, energy_distance
+from cfmvc_scvi.flow import LinearPath, energy_distance
 from cfmvc_scvi.module.count_loss import ElboTerms, gaussian_draw, gaussian_kl, reconstruction_loss
 from cfmvc_scvi.module.likelihood import nb_log_prob
+from cfmvc_scvi.module.transport import TransportMixin
 from cfmvc_scvi.nn import ContextEncoder, Encoder, FlowField, NBDecoder, PerturbationAdapter, VelocityParts
 
 
-@dataclass(frozen=True)
-class BaseFlow:
-    """Solution of the flow without a perturbation.
-
-    Attributes
-    ----------
-    start, end
-        Standardised points at t = 0 and t = 1, shape (n, n_latent).
-    context
-        Context vectors, shape (n, n_context).
-    """
-
-    start: Tensor
-    end: Tensor
-    context: Tensor
-
-
-class CFMVCModule(BaseModuleClass):
+class CFMVCModule(TransportMixin, BaseModuleClass):
     r"""Negative-binomial VAE with a split latent, and a conditional flow on its intrinsic part.
 
     Stage 1 maximises :math:`E_q \log NB(x \mid z_{int}, z_{tech}) - \beta \left[ KL(q(z_{int}) \Vert N(0, I)) +
@@ -172,13 +155,7 @@ class CFMVCModule(BaseModuleClass):
         ``z`` and ``qz`` (intrinsic), ``z_technical`` and ``qz_technical``, and ``library``, the log of each cell's
         library size, shape (n, 1).
         """
-        x = x.float()
-        total = x.sum(dim=-1, keepdim=True) if size_factor is None else size_factor.float()
-        total = total.clamp(min=1.0)
-        q = self.encoder(torch.log1p(x / total * 1e4), categorical, continuous)
-        # not validated: a diverged stage 1 shows in its loss, which is reported with a remedy
-        qz = Normal(q.int_mean, (0.5 * q.int_logvar).exp(), validate_args=False)
-        qz_technical = Normal(q.tech_mean, (0.5 * q.tech_logvar).exp(), validate_args=False)
+        qz, qz_technical, total = self.posterior(x, categorical, continuous, size_factor)
         draws = () if n_samples == 1 else (n_samples,)
         library = total.log()
         return {
@@ -189,6 +166,18 @@ class CFMVCModule(BaseModuleClass):
             MODULE_KEYS.QL_KEY: None,
             MODULE_KEYS.LIBRARY_KEY: library if n_samples == 1 else library.expand(n_samples, *library.shape),
         }
+
+    def posterior(
+        self, x: Tensor, categorical: Tensor, continuous: Tensor | None = None, size_factor: Tensor | None = None
+    ) -> tuple[Normal, Normal, Tensor]:
+        """Posterior of the intrinsic and the technical latent, and the library sizes, shape (n, 1)."""
+        x = x.float()
+        total = x.sum(dim=-1, keepdim=True) if size_factor is None else size_factor.float()
+        total = total.clamp(min=1.0)
+        q = self.encoder(torch.log1p(x / total * 1e4), categorical, continuous)
+        # not validated: a diverged stage 1 shows in its loss, which is reported with a remedy
+        qz = Normal(q.int_mean, (0.5 * q.int_logvar).exp(), validate_args=False)
+        return qz, Normal(q.tech_mean, (0.5 * q.tech_logvar).exp(), validate_args=False), total
 
     @auto_move_data
     def generative(
@@ -315,14 +304,6 @@ class CFMVCModule(BaseModuleClass):
                 return self.flow_field.forward_grouped(z, t, encoded, alpha, group)
         return self.flow_field(z, t, encoded, self.coefficients(p, context.labels))
 
-    def standardize(self, z: Tensor) -> Tensor:
-        """Latents in the flow's units: centred, with one common scale."""
-        return (z - self.flow_center) / self.flow_scale
-
-    def unstandardize(self, z: Tensor) -> Tensor:
-        """Inverse of :meth:`standardize`."""
-        return z * self.flow_scale + self.flow_center
-
     def flow_loss(
         self, z0: Tensor, z1: Tensor, t: Tensor, context: FlowContext, p: Tensor, condition: Tensor | None = None
     ) -> Tensor:
@@ -346,53 +327,6 @@ class CFMVCModule(BaseModuleClass):
             end = sample.x_t + (1.0 - t).unsqueeze(-1) * velocity
             loss = loss + self.energy_weight * energy_distance(end, z1)
         return loss
-
-    @torch.no_grad()
-    def base_flow(self, z: Tensor, context: FlowContext, solver: Solver) -> BaseFlow:
-        """Start of the latents ``z`` (n, n_latent) and where the base flow takes it: what all perturbations share.
-
-        The start is the cell itself (``flow_source="control"``) or the noise that the base flow takes to it
-        (``"noise"``).
-        """
-        start = self.standardize(z)
-        encoded = self.encode_context(context)
-        none = start.new_zeros(len(start), self.flow_field.n_basis)
-        if self.flow_source == "noise":
-            start = solver.integrate(self._field(encoded, none), start, 1.0, 0.0)
-        return BaseFlow(start, solver.integrate(self._field(encoded, none), start), encoded)
-
-    @torch.no_grad()
-    def transport(
-        self, z: Tensor, p: Tensor, context: FlowContext, solver: Solver, base: BaseFlow | None = None
-    ) -> Tensor:
-        r"""Latents (n, n_latent) moved to where the perturbation takes them.
-
-        The cell moves by the difference of two solutions from one starting point: with the perturbation and
-        without. With :math:`p = 0` both solutions are the same numbers and the latent comes back unchanged, whatever
-        the solver. ``base`` is that of :meth:`base_flow` for the same arguments, where it is known already.
-        """
-        base = self.base_flow(z, context, solver) if base is None else base
-        alpha = self.coefficients(p, context.labels)
-        moved = solver.integrate(self._field(base.context, alpha), base.start)
-        is_control = (p == 0).all(dim=-1, keepdim=True)  # the adaptive steps depend on all cells of the call
-        return torch.where(is_control, z, z + (moved - base.end) * self.flow_scale)
-
-    @torch.no_grad()
-    def push_forward(self, start: Tensor, p: Tensor, context: FlowContext, solver: Solver) -> Tensor:
-        """Latents reached from points of the flow's source distribution (standardised), shape (n, n_latent)."""
-        alpha = self.coefficients(p, context.labels)
-        end = solver.integrate(self._field(self.encode_context(context), alpha), start)
-        return self.unstandardize(end)
-
-    def _field(self, encoded: Tensor, alpha: Tensor):
-        if len(alpha) and bool((alpha == alpha[:1]).all()):
-            return self.flow_field.field(encoded, alpha[0])
-
-        def velocity(z: Tensor, t: float) -> Tensor:
-            times = torch.full((len(z),), t, dtype=z.dtype, device=z.device)
-            return self.flow_field(z, times, encoded, alpha).total
-
-        return velocity
 
     @torch.inference_mode()
     def sample(self, tensors: dict[str, Tensor], n_samples: int = 1, generative_kwargs: dict | None = None) -> Tensor:

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
-from cfmvc_scvi.model.change import cell_generators, expected_counts, lognorm_expression
+from cfmvc_scvi.model.change import LevelChange, cell_generators, decoded_change, expected_counts, lognorm_expression
 
 
 @pytest.fixture
@@ -15,8 +16,8 @@ def cells():
 
 def put(cells, change=0.0, scale=1.0, center=0.0, highest=20.0):
     x, library = cells
-    shape = np.ones_like(x)
-    return expected_counts(x, library, change * shape, scale * shape, center * shape, highest * shape[0])
+    change = LevelChange(*(torch.full(x.shape, value) for value in (change, scale, center)))
+    return expected_counts(x, library, change, np.full(x.shape[1], highest, dtype=np.float32))
 
 
 def test_no_change_returns_the_counts_to_the_bit(cells):
@@ -46,6 +47,15 @@ def test_no_cell_rises_above_the_highest_level_of_training(cells):
     moved = lognorm_expression(put(cells, change=3.0, scale=2.0, highest=6.0), cells[1])
     assert (moved > 6.0 - 1e-3).any()
     assert (moved <= np.maximum(y, 6.0) + 1e-4).all()
+
+
+def test_decoded_change_is_that_of_log1p_cp10k():
+    rng = np.random.default_rng(1)
+    before, after = torch.from_numpy(rng.uniform(-25.0, 0.0, size=(2, 50, 40)).astype(np.float32))
+    a, b = (value.double() for value in (after, before))
+    expected = torch.log1p(1e4 * a.exp()) - torch.log1p(1e4 * b.exp())
+    np.testing.assert_allclose(decoded_change(before, after), expected, rtol=1e-5, atol=2e-6)
+    assert torch.equal(decoded_change(before, before), torch.zeros(50, 40))
 
 
 def test_generators_belong_to_names_not_to_positions():
