@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import re
@@ -96,3 +97,38 @@ def test_pages_are_in_the_table_of_contents():
     listed = (DOCS / "index.md").read_text()
     pages = [path.relative_to(DOCS).with_suffix("").as_posix() for path in DOCS.glob("user_guide/*.md")]
     assert not [page for page in pages if not re.search(rf"^{page}$", listed, flags=re.MULTILINE)]
+
+
+#: Quoted messages of which a part is filled in, at the place between these.
+FILLED_IN = {
+    "it looks log-transformed": ("it looks", "log-transformed"),
+    "it looks normalised": ("it looks", "normalised"),
+    "stage 1 (VAE) diverged": ("stage 1 (VAE)", "diverged in epoch"),
+    "stage 2 (flow) diverged": ("stage 2 (flow)", "diverged in epoch"),
+    "The training was interrupted in stage": ("The training was interrupted in", "stage"),
+    "cell type level(s) the model was not trained with": ("cell type", "level(s) the model was not trained with"),
+    "batch level(s) the model was not trained with": ("batch", "level(s) the model was not trained with"),
+}
+
+
+@needs_docs
+def test_quoted_messages_are_real():
+    literals = []
+    for path in Path(cfmvc_scvi.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                literals.append(node.value)
+            elif isinstance(node, ast.JoinedStr):
+                parts = (v.value if isinstance(v, ast.Constant) else "\0" for v in node.values)
+                literals.append("".join(parts))
+    source = "\n".join(literals)
+    lines = (DOCS / "user_guide/troubleshooting.md").read_text(encoding="utf-8").splitlines()
+    terms = [line for line, below in zip(lines, lines[1:], strict=False) if below.startswith(": ")]
+    phrases = []
+    for term in terms:
+        quoted = re.findall(r"`` (.*?) ``|(?<!`)`([^`]+)`(?!`)", term)
+        for part in [p for pair in quoted for p in re.split(r"\.\.\.|'[^']*'", pair[0] or pair[1])]:
+            phrase = part.strip(" ,;'[]")
+            phrases += FILLED_IN.get(phrase, [phrase]) if len(phrase) > 3 else []
+    assert len(phrases) > 50
+    assert not [phrase for phrase in phrases if phrase not in source]
