@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import inspect
+import json
 import os
 import shutil
 from importlib.metadata import version as installed_version
@@ -60,25 +62,51 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"
 
 
+#: The tutorials in order, with what each shows and the figure that stands for it in the gallery (counted from its end).
+GALLERY = {
+    "quickstart": ("Hold out a cell type's response to interferon-β, predict it, compare.", 1),
+    "trust": ("Baselines, ceiling, support, intervals and the report, on two hidden cell types.", 1),
+    "crispr_screen": ("The map of a screen, effect programs, genes, and targets that were never cut.", 4),
+    "combinations_and_doses": ("Pairs and doses that were not measured, with known truth; many conditions at once.", 1),
+    "spatial": ("Coordinates as context: an effect that depends on place, simulated on real tissue.", 3),
+}
+
+
 def _copy_tutorials(target: Path) -> None:
     """Copy the notebooks beside the pages and write the page that lists them."""
     target.mkdir(exist_ok=True)
-    notebooks = sorted(TUTORIALS.glob("*.ipynb"))
-    for notebook in notebooks:
-        shutil.copy2(notebook, target)
+    paths = {notebook.stem: notebook for notebook in TUTORIALS.glob("*.ipynb")}
+    names = [name for name in GALLERY if name in paths] + sorted(set(paths) - set(GALLERY))
     lines = [
         "# Tutorials",
         "",
-        "`make demo` runs `tutorials/demo.py`, the shortest, on simulated cells whose true counterfactuals are",
-        "known; it writes a picture and a table into `demo_output/`.",
+        "The notebooks are shown as they were run. Set the environment variable `CFMVC_TUTORIAL_EPOCHS=2`",
+        "for a trial run of one of them that shows only that everything works. `make demo` runs `tutorials/demo.py`,",
+        "the shortest, on simulated cells whose true counterfactuals are known.",
         "",
-        "The notebooks below are shown as they were run. Set the environment variable `CFMVC_TUTORIAL_EPOCHS=2`",
-        "for a trial run of one of them, or of the demo, that shows only that everything works.",
+        "Loaders of measured data download nothing: the notebooks say where the data are public, and in which",
+        "folder a file is looked for.",
         "",
+        "| | |",
+        "|---|---|",
     ]
-    if notebooks:
-        lines += ["```{toctree}", ":maxdepth: 1", "", *(notebook.stem for notebook in notebooks), "```", ""]
-    (target / "index.md").write_text("\n".join(lines))
+    for name in names:
+        shutil.copy2(paths[name], target)
+        notebook = json.loads(paths[name].read_text(encoding="utf-8"))
+        text, from_end = GALLERY.get(name, ("", 1))
+        figures = [
+            output["data"]["image/png"]
+            for cell in notebook["cells"]
+            for output in cell.get("outputs", [])
+            if "image/png" in output.get("data", {})
+        ]
+        picture = ""
+        if figures:
+            (target / f"{name}.png").write_bytes(base64.b64decode(figures[-min(from_end, len(figures))]))
+            picture = f"![A figure of the tutorial]({name}.png)"
+        lines.append(f"| {picture} | {{doc}}`{name}`<br>{text} |")
+    lines += ["", "```{toctree}", ":maxdepth: 1", ":hidden:", "", *names, "```", ""]
+    (target / "index.md").write_text("\n".join(lines), encoding="utf-8")
 
 
 def _skip_foreign(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:

@@ -208,6 +208,8 @@ class CFMVC(
         allow_noncounts
             Take fractional values, such as normalised or log-transformed ones, with a warning in place of an error. The
             likelihood is then not that of the data.
+        **kwargs
+            From scvi-tools alone, where it transfers a setup to other data.
 
         Warns
         -----

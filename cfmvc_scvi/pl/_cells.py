@@ -316,7 +316,10 @@ def spatial_gene(
     [column] = cells.positions([gene])
     before, after = cells.values["control"][rows, column], cells.values["predicted"][:, column]
     xy = np.asarray(control.obsm[spatial_key], dtype=float)[rows, :2]
-    figure, axes = plt.subplots(1, 3, figsize=(12.5, 4.0), layout="constrained", sharex=True, sharey=True)
+    width, height = np.maximum(np.ptp(xy, axis=0), 1e-9)
+    # As high as the tissue at its width, so that the colour bars are as high as the maps.
+    size_of = (12.5, float(np.clip(3.2 * height / width, 1.6, 4.4)) + 1.1)
+    figure, axes = plt.subplots(1, 3, figsize=size_of, layout="constrained", sharex=True, sharey=True)
     top = max(np.quantile(np.r_[before, after], 0.995), 1e-3)
     change = symmetric_limit(after - before)
     panels = (
@@ -328,7 +331,7 @@ def spatial_gene(
     for ax, (values, name, cmap, low, high) in zip(axes, panels, strict=True):
         order = np.argsort(np.abs(values), kind="stable")  # the strongest on top
         drawn = ax.scatter(*xy[order].T, c=values[order], s=area, cmap=cmap, vmin=low, vmax=high, lw=0, rasterized=True)
-        figure.colorbar(drawn, ax=ax, label=UNITS if name != "change" else f"Δ {UNITS}", shrink=0.8)
+        figure.colorbar(drawn, ax=ax, label=UNITS if name != "change" else f"Δ {UNITS}")
         ax.set(title=name, aspect="equal", xlabel=f"{spatial_key} 1, data units")
         ax.tick_params(labelsize=8, colors=LINE)
         tidy(ax)
