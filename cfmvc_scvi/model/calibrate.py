@@ -14,7 +14,7 @@ from torch import Tensor
 from cfmvc_scvi._types import FlowContext
 from cfmvc_scvi.data.dose import effects_of_doses, fit_dose_response
 from cfmvc_scvi.data.perturbation import Condition
-from cfmvc_scvi.model.change import lognorm_expression
+from cfmvc_scvi.model.change import decoded_change, lognorm_expression
 from cfmvc_scvi.model.latents import LatentCache
 from cfmvc_scvi.model.moments import highest_lognorm
 from cfmvc_scvi.model.populations import Populations
@@ -133,7 +133,8 @@ class CalibrationMixin:
         p = members.sum(axis=0)
         vectors = torch.from_numpy(p).expand(len(cells.z), -1).to(self._device)
         moved = self.module.transport(cells.z, vectors, cells.context, call.solver, cells.flow)
-        after = self.module.decoder(moved, cells.technical).cpu().numpy()
+        log_share = self.module.decoder(moved, cells.technical).cpu()
+        after = log_share.numpy()
         level1 = expected_lognorm(np.exp(after) * cells.library[:, None], theta, cells.library).mean(axis=0)
         effect = level1 - cells.level
         if saved["gp"] is not None:
@@ -141,7 +142,7 @@ class CalibrationMixin:
         profile = saved["profiles"][label]
         effect = np.maximum(effect, -profile)
         scale = _spread_factor(saved["variance"][label], p @ saved["spread_effect"])
-        decoded = np.log1p(1e4 * np.exp(after)) - np.log1p(1e4 * np.exp(cells.log_share))
+        decoded = decoded_change(cells.log_share, log_share).numpy()
         y = cells.lognorm
         lognorm = _solve_shift(y + decoded + (scale - 1.0) * (y - profile), y.mean(axis=0) + effect, saved["highest"])
         log_ratio = np.zeros_like(effect)
@@ -158,9 +159,10 @@ class CalibrationMixin:
         saved = self.calibration_["reference"][label]
         z, technical = (torch.from_numpy(saved[name]).to(self._device) for name in ("z", "technical"))
         context = _as_context(saved).to(self._device)
-        log_share = self.module.decoder(z, technical).cpu().numpy()
+        log_share = self.module.decoder(z, technical).cpu()
         library = saved["library"]
-        level = expected_lognorm(np.exp(log_share) * library[:, None], self._theta(), library).mean(axis=0)
+        mean = np.exp(log_share.numpy()) * library[:, None]
+        level = expected_lognorm(mean, self._theta(), library).mean(axis=0)
         return ReferenceCells(
             z=z,
             technical=technical,
@@ -184,7 +186,7 @@ class ReferenceCells:
     library
         Library sizes, shape (n,).
     lognorm, log_share
-        Observed log1p CP10k and decoded log share of every gene, shape (n, n_genes).
+        Observed log1p CP10k and decoded log share of every gene, shape (n, n_genes), on the CPU.
     level
         Expected log1p CP10k of every gene by the model, mean over the cells, shape (n_genes,).
     """
@@ -195,7 +197,7 @@ class ReferenceCells:
     flow: BaseFlow
     library: np.ndarray
     lognorm: np.ndarray
-    log_share: np.ndarray
+    log_share: Tensor
     level: np.ndarray
 
 

@@ -181,7 +181,7 @@ def test_basis_is_the_slope_of_the_decoded_change(trained):
     with torch.inference_mode():
         moved = trained.module.transport(cells.z, p, cells.context, get_solver("midpoint", 10))
         after = np.log1p(1e4 * trained.module.decoder(moved, cells.technical).exp().cpu().numpy())
-    before = np.log1p(1e4 * np.exp(cells.log_share))
+    before = np.log1p(1e4 * np.exp(cells.log_share.numpy()))
     decoded = (after - before).mean(axis=0)
     assert np.corrcoef(alpha @ table.to_numpy(), decoded)[0, 1] > 0.9
 
