@@ -59,7 +59,9 @@ def reconstruction_loss(
     -------
     Scalar, differentiable once by ``logits`` and ``log_theta``, in their precision but at least float32.
     """
-    return _ReconstructionLoss.apply(at_least_float32(logits), at_least_float32(log_theta), batch, panel, overwrite)
+    logits, log_theta = at_least_float32(logits), at_least_float32(log_theta)
+    with torch.autocast(logits.device.type, enabled=False):  # counts are added up in a matrix product, exactly
+        return _ReconstructionLoss.apply(logits, log_theta, batch, panel, overwrite)
 
 
 class _ReconstructionLoss(torch.autograd.Function):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -49,12 +51,19 @@ class NBDecoder(nn.Module):
 
     def forward(self, z_int: Tensor, z_tech: Tensor) -> Tensor:
         """Log share of every gene, shape (n, n_output), float32."""
+        return self._normalized(F.log_softmax, z_int, z_tech)
+
+    def share(self, z_int: Tensor, z_tech: Tensor) -> Tensor:
+        """Share of every gene, shape (n, n_output), float32."""
+        return self._normalized(F.softmax, z_int, z_tech)
+
+    def _normalized(self, function: Callable[..., Tensor], z_int: Tensor, z_tech: Tensor) -> Tensor:
         logits = self.logits(z_int, z_tech)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if not self.panel:
-            return F.log_softmax(logits, dim=-1)
+            return function(logits, dim=-1)
         rest = logits.new_zeros((*logits.shape[:-1], 1))
-        return F.log_softmax(torch.cat([logits, rest], dim=-1), dim=-1)[..., :-1]
+        return function(torch.cat([logits, rest], dim=-1), dim=-1)[..., :-1]
 
     def logits(self, z_int: Tensor, z_tech: Tensor) -> Tensor:
         """Logits of the shares, shape (n, n_output), in the precision of the matrix products."""

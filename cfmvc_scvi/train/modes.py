@@ -85,8 +85,8 @@ class LeanSteps:
     """Plan without work that steps of a small network would feel.
 
     Gradients whose norm needs no clipping are left alone, and others are scaled where the optimiser reads them:
-    Lightning's own clipping multiplies every gradient by a factor. On other devices than the CPU, where looking at the norm waits for the device, it is
-    Lightning's own. And gradients are dropped without the optimiser's bookkeeping.
+    Lightning's own clipping multiplies every gradient by a factor. On other devices than the CPU, where looking at the
+    norm waits for the device, it is Lightning's own. And gradients are dropped without the optimiser's bookkeeping.
     """
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:

@@ -114,7 +114,21 @@ def test_log_ways_are_differences_of_log_gammas(x, theta):
     expected = math.lgamma(x + theta) - math.lgamma(theta) - math.lgamma(x + 1.0)
     t = torch.tensor(theta, dtype=torch.float64)
     assert value.item() == pytest.approx(expected, rel=1e-9, abs=1e-8)
-    assert derivative.item() == pytest.approx((t * (torch.digamma(x + t) - torch.digamma(t))).item(), rel=1e-8)
+    slope = (t * (torch.digamma(x + t) - torch.digamma(t))).item()
+    assert derivative.tolist() == pytest.approx([0.0, slope], rel=1e-8)
+
+
+def test_log_ways_of_many_counts_add_up():
+    """Stored zeros count nothing; a gene's derivative is that of its own counts."""
+    values = torch.tensor([3.0, 0.0, 1.0, 40.0, 3.0, 16.0], dtype=torch.float64)
+    genes, theta = torch.tensor([0, 1, 2, 2, 0, 1]), torch.tensor([0.5, 2.0, 30.0], dtype=torch.float64)
+    value, derivative = count_loss._log_ways(values, genes, theta, True)
+    apart = [count_loss._log_ways(values[i : i + 1], genes[i : i + 1], theta, True) for i in range(len(values))]
+    assert value.item() == pytest.approx(sum(v.item() for v, _ in apart), rel=1e-12)
+    torch.testing.assert_close(derivative, sum(d for _, d in apart))
+    fractions = count_loss._log_ways_of_fractions(values, genes, theta)
+    assert value.item() == pytest.approx(fractions[0].item(), rel=1e-9)
+    torch.testing.assert_close(derivative, fractions[1])
 
 
 def test_a_cell_without_counts_has_the_closed_form():
