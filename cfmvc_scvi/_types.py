@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -132,6 +133,22 @@ class CountBatch:
         """The same on another device."""
         names = ("values", "rows", "genes", "library", "context")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def split(self, size: int) -> Iterator[CountBatch]:
+        """The same cells in batches of this size; what does not fill one comes last."""
+        for start in range(0, len(self), size):
+            stop = min(start + size, len(self))
+            here = self.entries(start, stop)
+            yield CountBatch(
+                values=self.values[here],
+                rows=self.rows[here] - start,
+                genes=self.genes[here],
+                starts=self.starts[start : stop + 1] - self.starts[start],
+                library=self.library[start:stop],
+                context=self.context[start:stop],
+                n_genes=self.n_genes,
+                has_size_factor=self.has_size_factor,
+            )
 
     @cached_property
     def position(self) -> Tensor:

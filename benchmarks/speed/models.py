@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from cfmvc_scvi import CFMVC
-from cfmvc_scvi.data.count_loader import HostCounts
+from cfmvc_scvi.data.count_loader import CountLoader, HostCounts
 
 #: Clock of all timings: seconds that pass, or (``--clock cpu``) seconds of this process on a processor.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -113,38 +114,43 @@ def fit_options(n_epochs: int, batch_size: int, callback: Callback) -> dict[str,
 
 def step_parts(adata: ad.AnnData, batch_size: int, n_steps: int = 30) -> dict[str, float]:
     """Median milliseconds of the parts of a step of stage 1, outside Lightning, and of a step inside it."""
-    from cfmvc_scvi.module.count_loss import gaussian_draw, gaussian_kl, reconstruction_loss
+    from cfmvc_scvi.module.count_loss import reconstruction_loss
+    from cfmvc_scvi.module.elbo import gaussian_draw, gaussian_kl
 
     model = new_cfmvc(adata)
     epochs = EpochTimes()
     model.train_vae(**fit_options(4, batch_size, epochs))
     module, source = model.module.train(), _source(model)
     parameters = [p for part in module.vae_parts for p in part.parameters()]
+
+    def prior(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return module.tech_prior_mean(codes), module.tech_prior_logvar(codes)
+
     optimizer = torch.optim.Adam(parameters, fused=True)
-    rng, times = np.random.default_rng(0), []
+    loader = CountLoader(source, np.arange(adata.n_obs), batch_size, shuffle=True, drop_last=True)
+    batches = itertools.chain.from_iterable(itertools.repeat(loader))
+    times = []
     for _ in range(n_steps):
         marks = [("", now())]
 
         def mark(name: str, marks: list = marks) -> None:
             marks.append((name, now()))
 
-        batch = source.batch(rng.permutation(len(source.library))[:batch_size])
+        batch = next(batches)
         x = batch.lognorm()
         mark("batch and encoder input")
         q = module.encoder(x, batch.context.categorical, batch.context.continuous)
         mark("encoder")
-        z, technical = gaussian_draw(q.int_mean, q.int_logvar), gaussian_draw(q.tech_mean, q.tech_logvar)
-        logits = module.decoder.logits(z, technical)
+        logits = module.decoder.logits_of(gaussian_draw(q.mean, q.logvar))
         mark("decoder")
         loss = reconstruction_loss(logits, module.decoder.bounded_log_theta, batch, overwrite=True)
         mark("likelihood with its gradient")
-        loss = loss + gaussian_kl(q.int_mean, q.int_logvar, 0.0, 0.0)
-        loss = loss + gaussian_kl(q.tech_mean, q.tech_logvar, 0.0, 0.0)
+        loss = loss + sum(gaussian_kl(q.mean, q.logvar, *prior(batch.context.batch)))
         mark("KL")
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         mark("backward")
-        torch.nn.utils.clip_grad_norm_(parameters, 50.0)
+        torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         optimizer.step()
         mark("clipping and Adam")
         times.append({name: 1e3 * (b - a) for (_, a), (name, b) in zip(marks, marks[1:], strict=False)})

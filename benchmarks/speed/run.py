@@ -146,7 +146,9 @@ def predict(options: argparse.Namespace) -> pd.DataFrame:
             "one condition, first call": lambda m=ours: m.predict_perturbation(perturbation="P1"),
             "one condition": lambda m=ours: m.predict_perturbation(perturbation="P1"),
             "latent alone": lambda m=ours: m.predict_perturbation(perturbation="P1", return_type="latent"),
-            "each of five conditions": lambda m=ours, n=names: m.predict_perturbation(perturbation=n),
+            "each of five conditions": lambda m=ours, n=names: m.predict_perturbation(
+                perturbation=n, show_progress=False
+            ),
         }
         first = {name: seconds(call) for name, call in calls.items()}
         times = pd.DataFrame([{k: seconds(call) for k, call in calls.items()} for _ in range(options.repeats + 2)])
@@ -160,24 +162,29 @@ def predict(options: argparse.Namespace) -> pd.DataFrame:
 
 
 def scaling(options: argparse.Namespace) -> pd.DataFrame:
-    """Microseconds per cell and epoch of train_vae by number of cells; small and large data take turns."""
+    """Microseconds per cell of train_vae by number of cells; small and large data take turns, some seconds each.
+
+    Of an epoch of the large data some batches are run, whose cells lie anywhere in it.
+    """
     from cells import simulated_cells
     from models import EpochTimes, fit_options, new_cfmvc
 
-    n_genes = options.genes[0]
+    n_genes, batch_size, most = options.genes[0], 512, 120
     base = new_cfmvc(simulated_cells(options.large[0], n_genes))
     rows = []
     for n_cells in options.large:
         model = new_cfmvc(simulated_cells(n_cells, n_genes))
-        here, there = [], []
-        for _ in range(max(1, min(options.repeats, 10**6 // n_cells))):
-            for one, size, times in ((base, options.large[0], there), (model, n_cells, here)):
-                epochs = EpochTimes()
-                one.train_vae(**fit_options(max(1, min(3, 3 * 10**5 // size)), 512, epochs))
-                times.append(epochs.later / size * 1e6)
-        ratio = np.median(np.array(here) / np.array(there))
-        row = {"cells": n_cells, "genes": n_genes, "us per cell": np.median(here), f"/ {options.large[0]}": ratio}
-        rows.append(row)
+        found: list[list[float]] = []
+        for _ in range(2 * options.repeats + 1):
+            found.append([])
+            for one, size in ((base, options.large[0]), (model, n_cells)):
+                steps, epochs = min(most, size // batch_size), EpochTimes()
+                fit = fit_options(1 + -(-most // steps), batch_size, epochs) | {"limit_train_batches": steps}
+                one.train_vae(**fit)
+                found[-1].append(epochs.later / (steps * batch_size) * 1e6)
+        there, here = np.array(found).T
+        row = {"cells": n_cells, "genes": n_genes, "us per cell": np.median(here)}
+        rows.append(row | {f"/ {options.large[0]}": np.median(here / there)})
         del model
     return pd.DataFrame(rows)
 

@@ -94,6 +94,14 @@ class CellTable:
         }
 
 
+@dataclass(frozen=True)
+class _Annotations:
+    """What is known of the cells that are read, beside their counts."""
+
+    obs: pd.DataFrame
+    spatial: Any
+
+
 class CellReader:
     """Reads the cells of any AnnData into the order a model was trained with.
 
@@ -117,13 +125,22 @@ class CellReader:
         spatial = field_registries.get(CFMVC_KEYS.SPATIAL_KEY, {}).get("summary_stats", {})
         self._n_spatial = spatial.get(f"n_{CFMVC_KEYS.SPATIAL_KEY}", 0)
 
-    def read(self, adata: AnnData, *, batch: str | None = None, allow_unknown: bool = False) -> CellTable:
+    def read(
+        self,
+        adata: AnnData,
+        *,
+        rows: np.ndarray | None = None,
+        batch: str | None = None,
+        allow_unknown: bool = False,
+    ) -> CellTable:
         """Cells of an AnnData.
 
         Parameters
         ----------
         adata
             Any AnnData with the model's genes, in any order.
+        rows
+            Cells to read, and to check; ``None`` is all.
         batch
             Batch to assume where the AnnData has no batch column.
         allow_unknown
@@ -137,17 +154,20 @@ class CellReader:
             For genes or categories that are missing or unknown, naming them.
         """
         counts = self._align_genes(adata)
+        if rows is not None:
+            counts = counts[rows]
+        cells = self._annotations(adata, rows)
         found = check_counts(
             counts, counts_name(self.keys.layer), allow_noncounts=self.keys.allow_noncounts, warn=False, is_new=False
         )
         if sparse.issparse(counts):
             counts = counts.tocsr()
-        size_factor = self._size_factor(adata)
+        size_factor = self._size_factor(cells)
         library = found.rows if size_factor is None else size_factor
         return CellTable(
             counts=counts,
-            obs=adata.obs,
-            context=self._context(adata, batch, allow_unknown),
+            obs=cells.obs,
+            context=self._context(cells, batch, allow_unknown),
             library=np.maximum(library, 1.0).astype(np.float32),
             has_size_factor=size_factor is not None,
         )
@@ -167,17 +187,23 @@ class CellReader:
             )
         return matrix[:, columns]
 
-    def _context(self, adata: AnnData, batch: str | None, allow_unknown: bool) -> FlowContext:
+    def _annotations(self, adata: AnnData, rows: np.ndarray | None) -> _Annotations:
+        spatial = adata.obsm[self.keys.spatial_key] if self.keys.spatial_key in adata.obsm else None
+        if rows is None:
+            return _Annotations(adata.obs, spatial)
+        return _Annotations(adata.obs.iloc[rows], None if spatial is None else np.asarray(spatial)[rows])
+
+    def _context(self, cells: _Annotations, batch: str | None, allow_unknown: bool) -> FlowContext:
         codes = [
-            self._codes(adata, self.keys.batch_key, self._batches, "batch", default=batch),
-            self._codes(adata, self.keys.labels_key, self._labels, "cell type", allow_unknown=allow_unknown),
+            self._codes(cells, self.keys.batch_key, self._batches, "batch", default=batch),
+            self._codes(cells, self.keys.labels_key, self._labels, "cell type", allow_unknown=allow_unknown),
         ]
-        codes += [self._codes(adata, key, levels, "covariate") for key, levels in self._covariates.items()]
-        return FlowContext(torch.as_tensor(np.stack(codes, axis=1)), self._continuous(adata), self._spatial(adata))
+        codes += [self._codes(cells, key, levels, "covariate") for key, levels in self._covariates.items()]
+        return FlowContext(torch.as_tensor(np.stack(codes, axis=1)), self._continuous(cells), self._spatial(cells))
 
     def _codes(
         self,
-        adata: AnnData,
+        cells: _Annotations,
         key: str | None,
         levels: Sequence[str],
         what: str,
@@ -186,24 +212,24 @@ class CellReader:
         allow_unknown: bool = False,
     ) -> np.ndarray:
         if key is None:
-            return np.zeros(adata.n_obs, dtype=np.int64)
+            return np.zeros(len(cells.obs), dtype=np.int64)
         names = [str(level) for level in levels]
-        if key in adata.obs:
-            n_missing = int(adata.obs[key].isna().sum())
+        if key in cells.obs:
+            n_missing = int(cells.obs[key].isna().sum())
             if n_missing and not allow_unknown:
                 raise ValueError(
                     f"adata.obs[{key!r}], the {what}, is missing for {n_missing} cells: give each one of {names[:20]}, "
                     "or leave them out."
                 )
-            values = adata.obs[key].astype(str).to_numpy()
+            values = cells.obs[key].astype(str).to_numpy()
         elif default is not None:
-            values = np.full(adata.n_obs, str(default))
+            values = np.full(len(cells.obs), str(default))
         elif allow_unknown:
-            return np.full(adata.n_obs, -1, dtype=np.int64)
+            return np.full(len(cells.obs), -1, dtype=np.int64)
         else:
             raise KeyError(
                 f"The model needs the {what} of every cell, but {key!r} is not in adata.obs. There is: "
-                f"{list(adata.obs.columns)}. Add the column, with levels of {names[:20]}.{_nearest_hint(what)}"
+                f"{list(cells.obs.columns)}. Add the column, with levels of {names[:20]}.{_nearest_hint(what)}"
             )
         found = pd.Index(names).get_indexer(values)
         unknown = sorted(set(values[found < 0]))
@@ -211,23 +237,23 @@ class CellReader:
             raise ValueError(unknown_level_message(what, f"adata.obs[{key!r}]", unknown, names))
         return found.astype(np.int64)
 
-    def _continuous(self, adata: AnnData) -> Tensor | None:
+    def _continuous(self, cells: _Annotations) -> Tensor | None:
         names = self.keys.continuous_covariate_keys
         if not names:
             return None
         for name in names:
-            if name not in adata.obs:
+            if name not in cells.obs:
                 raise KeyError(f"The model was trained with covariate {name!r}, which is not in adata.obs.")
-            check_finite_column(adata.obs[name], f"adata.obs[{name!r}]")
-        return torch.as_tensor(adata.obs[list(names)].to_numpy(dtype=np.float32))
+            check_finite_column(cells.obs[name], f"adata.obs[{name!r}]")
+        return torch.as_tensor(cells.obs[list(names)].to_numpy(dtype=np.float32))
 
-    def _spatial(self, adata: AnnData) -> Tensor | None:
+    def _spatial(self, cells: _Annotations) -> Tensor | None:
         key = self.keys.spatial_key
         if key is None:
             return None
-        if key not in adata.obsm:
+        if cells.spatial is None:
             raise KeyError(f"The model was trained with coordinates, but {key!r} is not in adata.obsm.")
-        coordinates = np.asarray(adata.obsm[key], dtype=np.float32)
+        coordinates = np.asarray(cells.spatial, dtype=np.float32)
         if coordinates.shape[1] != self._n_spatial or not np.isfinite(coordinates).all():
             raise ValueError(
                 f"adata.obsm[{key!r}] must hold {self._n_spatial} finite coordinates per cell; "
@@ -235,16 +261,16 @@ class CellReader:
             )
         return torch.as_tensor(coordinates)
 
-    def _size_factor(self, adata: AnnData) -> np.ndarray | None:
+    def _size_factor(self, cells: _Annotations) -> np.ndarray | None:
         key = self.keys.size_factor_key
         if key is None:
             return None
-        if key not in adata.obs:
+        if key not in cells.obs:
             raise KeyError(
                 f"The model was trained with library sizes from adata.obs[{key!r}], which this AnnData lacks."
             )
-        check_finite_column(adata.obs[key], f"adata.obs[{key!r}]", positive=True)
-        return adata.obs[key].to_numpy(dtype=np.float32)
+        check_finite_column(cells.obs[key], f"adata.obs[{key!r}]", positive=True)
+        return cells.obs[key].to_numpy(dtype=np.float32)
 
 
 def categories(field_registries: Mapping[str, Any], key: str) -> list[str]:

@@ -16,6 +16,8 @@ from cfmvc_scvi.data.cells import CellTable
 
 #: Share of the free memory of a GPU that the counts may take with ``data_on_device="auto"``.
 DEVICE_BUDGET = 0.4
+#: Cells whose counts are gathered at a time, and then cut into batches; smaller batches would each pay for a call.
+_GATHERED = 1024
 
 
 class CountLoader:
@@ -77,8 +79,10 @@ class CountLoader:
         self._passes += 1
         index, n_shards = self.shard
         order = order[index : len(order) // n_shards * n_shards : n_shards]
-        for batch in range(len(self)):
-            yield self.source.batch(order[batch * self.batch_size : (batch + 1) * self.batch_size])
+        order = order[: len(self) * self.batch_size]
+        size = max(1, _GATHERED // self.batch_size) * self.batch_size
+        for start in range(0, len(order), size):
+            yield from self.source.batch(order[start : start + size]).split(self.batch_size)
 
 
 class HostCounts:

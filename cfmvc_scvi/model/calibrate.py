@@ -142,7 +142,7 @@ class CalibrationMixin:
         profile = saved["profiles"][label]
         effect = np.maximum(effect, -profile)
         scale = _spread_factor(saved["variance"][label], p @ saved["spread_effect"])
-        decoded = decoded_change(cells.log_share, log_share).numpy()
+        decoded = decoded_change(cells.log_share.exp(), log_share.exp()).numpy()
         y = cells.lognorm
         lognorm = _solve_shift(y + decoded + (scale - 1.0) * (y - profile), y.mean(axis=0) + effect, saved["highest"])
         log_ratio = np.zeros_like(effect)

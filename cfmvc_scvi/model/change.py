@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from cfmvc_scvi.module.likelihood import draw_counterfactual
-
-_LOG_CP10K = math.log(1e4)
 
 
 @dataclass(frozen=True)
@@ -56,8 +52,11 @@ class RateChange:
 
 
 def decoded_change(before: Tensor, after: Tensor) -> Tensor:
-    r"""Change of log1p of counts per 10,000 between log shares, :math:`\log(1 + 10^4 e^a) - \log(1 + 10^4 e^b)`."""
-    return softplus(after + _LOG_CP10K).sub_(softplus(before + _LOG_CP10K))
+    r"""Change of log1p of counts per 10,000 between shares, :math:`\log(1 + 10^4 a) - \log(1 + 10^4 b)`.
+
+    Worked out as one logarithm, :math:`\log((10^{-4} + a) / (10^{-4} + b))`; of equal shares it is zero.
+    """
+    return torch.add(after, 1e-4).div_(before + 1e-4).log_()
 
 
 def expected_counts(x: np.ndarray, library: np.ndarray, change: LevelChange, highest: np.ndarray) -> np.ndarray:

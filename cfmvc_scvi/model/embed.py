@@ -121,8 +121,10 @@ class EmbeddingMixin(RNASeqMixin, VAEMixin):
         if adata is None:
             self._require_adata("use its cells")
             adata = self.adata
-        cells = self._reader().read(adata, batch=batch, allow_unknown=allow_unknown)
-        cells = cells if indices is None else cells.take(as_rows(indices, len(cells)))
+        rows = None if indices is None else as_rows(indices, adata.n_obs)
+        some = rows is not None and len(rows)
+        cells = self._reader().read(adata, rows=rows if some else None, batch=batch, allow_unknown=allow_unknown)
+        cells = cells if some or rows is None else cells.take(rows)
         if adata is not self.adata:
             _warn_of_empty_cells(cells)
         return cells

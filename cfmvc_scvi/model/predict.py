@@ -33,11 +33,13 @@ from cfmvc_scvi.model.change import (
 from cfmvc_scvi.model.output import Output, make_output
 from cfmvc_scvi.model.request import UNITS, PredictionCall, Request, RequestReader, ReturnType
 from cfmvc_scvi.model.result import result_obs
-from cfmvc_scvi.model.sources import SourceCells, decode_mean
+from cfmvc_scvi.model.sources import SourceCells
 from cfmvc_scvi.model.support import SupportMixin
 
 #: Fixed-step solver and number of steps when none is given.
 DEFAULT_SOLVER, DEFAULT_STEPS = "midpoint", 10
+#: Cells at a time when it is not said.
+DEFAULT_CELLS = 512
 #: Size of a dense result in memory above which writing it to disk is suggested.
 _LARGE_BYTES = 4 * 2**30
 
@@ -94,7 +96,7 @@ class PredictionMixin(CalibrationMixin, SupportMixin):
         n_steps, solver
             Steps and method of the flow: ``"euler"``, ``"midpoint"``, ``"rk4"`` or ``"adaptive"``.
         batch_size
-            Cells at a time; does not change the result of the fixed-step solvers.
+            Cells at a time, 512 if ``None``; does not change the result of the fixed-step solvers.
         seed
             Seed of all draws; ``None`` is that of ``scvi.settings``, or 0. Draws belong to a cell's name and
             condition: other cells in the call do not change them.
@@ -166,7 +168,7 @@ class PredictionMixin(CalibrationMixin, SupportMixin):
             return_type=return_type,
             n_samples=n_samples,
             solver=get_solver(solver, steps),
-            batch_size=batch_size or settings.batch_size,
+            batch_size=batch_size or DEFAULT_CELLS,
             seed=self._seed if seed is None else seed,
         )
 
@@ -240,8 +242,8 @@ class PredictionMixin(CalibrationMixin, SupportMixin):
     ) -> Any:
         """Returned expression of some cells, whose latents are ``moved``; averaged over the posterior draws."""
         technical, context = source.posterior.technical_mean[rows], source.cells.context[rows]
-        before = source.log_share(rows)
-        after = decode_mean(self.module, moved, self._technical_in_batch(technical, context, request.batch))
+        before = source.decoded(rows)
+        after = source.decode(moved, self._technical_in_batch(technical, context, request.batch))
         labels = context.labels.numpy()
         is_counts = call.return_type == "counts"
         calibration = self._calibration(request.condition, labels, call, rates=is_counts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -100,14 +99,26 @@ class SourceCells:
         return moved
 
     @torch.inference_mode()
-    def log_share(self, rows: slice) -> Tensor:
-        """Log of each gene's share of some cells before the perturbation, mean over draws; (n, n_genes)."""
+    def decoded(self, rows: slice) -> Tensor:
+        """What :meth:`decode` gives for some cells before the perturbation."""
         if rows.start in self._decoded:
             return self._decoded[rows.start]
-        value = decode_mean(self.module, self.z[:, rows], self.posterior.technical_mean[rows])
+        value = self.decode(self.z[:, rows], self.posterior.technical_mean[rows])
         if self.keep_decoded:
             self._decoded[rows.start] = value
         return value
+
+    def decode(self, z: Tensor, technical: Tensor) -> Tensor:
+        """Share of each gene, (n, n_genes), on the CPU; for drawn counts its log.
+
+        Of several draws ``z`` (n_draws, n, n_latent) it is the mean on the log scale.
+        """
+        technical, wants_log = technical.to(self.device), self.call.return_type == "counts"
+        if len(z) == 1 and not wants_log:
+            return self.module.decoder.share(z[0].to(self.device), technical).cpu()
+        log_shares = [self.module.decoder(draw.to(self.device), technical) for draw in z]
+        mean = log_shares[0] if len(z) == 1 else torch.stack(log_shares).mean(dim=0)
+        return (mean if wants_log else mean.exp()).cpu()
 
     @cached_property
     def _base_flows(self) -> list[tuple[int, slice, FlowContext, BaseFlow]]:
@@ -120,12 +131,3 @@ class SourceCells:
                 z = self.z[draw, rows].to(self.device)
                 out.append((draw, rows, context, self.module.base_flow(z, context, self.call.solver)))
         return out
-
-
-def decode_mean(module: CFMVCModule, z: Tensor, technical: Tensor) -> Tensor:
-    """Log of each gene's share, mean over the draws ``z`` (n_draws, n, n_latent); shape (n, n_genes), on the CPU."""
-    device = next(module.parameters()).device
-    technical = technical.to(device)
-    shares = [module.decoder(draw.to(device), technical) for draw in z]
-    mean: Any = shares[0] if len(shares) == 1 else torch.stack(shares).mean(dim=0)
-    return mean.cpu()

@@ -1,6 +1,6 @@
 """The torch module of CFM-VC."""
 
 from cfmvc_scvi.module.cfmvc_module import CFMVCModule
-from cfmvc_scvi.module.count_loss import ElboTerms
+from cfmvc_scvi.module.elbo import ElboTerms
 
 __all__ = ["CFMVCModule", "ElboTerms"]

@@ -14,7 +14,8 @@ from torch.distributions import Normal, kl_divergence
 from cfmvc_scvi._compat import MODULE_KEYS
 from cfmvc_scvi._types import CountBatch, FlowContext
 from cfmvc_scvi.flow import LinearPath, energy_distance
-from cfmvc_scvi.module.count_loss import ElboTerms, gaussian_draw, gaussian_kl, reconstruction_loss
+from cfmvc_scvi.module.count_loss import reconstruction_loss
+from cfmvc_scvi.module.elbo import ElboTerms, gaussian_draw, gaussian_kl
 from cfmvc_scvi.module.likelihood import nb_log_prob
 from cfmvc_scvi.module.transport import TransportMixin
 from cfmvc_scvi.nn import ContextEncoder, Encoder, FlowField, NBDecoder, PerturbationAdapter, VelocityParts
@@ -176,8 +177,10 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         total = total.clamp(min=1.0)
         q = self.encoder(torch.log1p(x / total * 1e4), categorical, continuous)
         # not validated: a diverged stage 1 shows in its loss, which is reported with a remedy
-        qz = Normal(q.int_mean, (0.5 * q.int_logvar).exp(), validate_args=False)
-        return qz, Normal(q.tech_mean, (0.5 * q.tech_logvar).exp(), validate_args=False), total
+        qz, qz_technical = (
+            Normal(mean, (0.5 * logvar).exp(), validate_args=False) for mean, logvar in (q.intrinsic, q.technical)
+        )
+        return qz, qz_technical, total
 
     @auto_move_data
     def generative(
@@ -228,19 +231,13 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         :func:`~cfmvc_scvi.module.count_loss.reconstruction_loss`.
         """
         q = self.encoder(batch.lognorm(), batch.context.categorical, batch.context.continuous)
-        z, z_technical = gaussian_draw(q.int_mean, q.int_logvar), gaussian_draw(q.tech_mean, q.tech_logvar)
-        logits = self.decoder.logits(z, z_technical)
+        logits = self.decoder.logits_of(gaussian_draw(q.mean, q.logvar))
         reconstruction = reconstruction_loss(
             logits, self.decoder.bounded_log_theta, batch, panel=self.panel, overwrite=True
         )
         codes = batch.context.batch
-        prior_mean, prior_logvar = self.tech_prior_mean(codes), self._tech_prior_logvar(codes)
-        return ElboTerms(
-            reconstruction=reconstruction,
-            kl_intrinsic=gaussian_kl(q.int_mean, q.int_logvar, 0.0, 0.0),
-            kl_technical=gaussian_kl(q.tech_mean, q.tech_logvar, prior_mean, prior_logvar),
-            weights=self.kl_weights,
-        )
+        kl = gaussian_kl(q.mean, q.logvar, self.tech_prior_mean(codes), self._tech_prior_logvar(codes))
+        return ElboTerms(reconstruction, *kl, weights=self.kl_weights)
 
     def tensors(self, batch: CountBatch) -> dict[str, Tensor]:
         """The same cells as scvi-tools' loaders give them, dense."""

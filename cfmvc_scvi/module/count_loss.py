@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,52 +11,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
 from cfmvc_scvi._types import CountBatch
+from cfmvc_scvi.module.elbo import at_least_float32
 
 #: Counts up to this one are looked up in a table of every gene; Stirling's series takes over above it.
 _TABLE = 16
 #: Numbers of the dense (cells x genes) array that are worked on together on the CPU, so that they stay in its cache.
-_BLOCK = 1 << 17
-
-
-@dataclass(frozen=True)
-class ElboTerms:
-    """Terms of the negative evidence lower bound, each a scalar: the mean over the cells of a batch.
-
-    Attributes
-    ----------
-    reconstruction
-        Negative log-likelihood.
-    kl_intrinsic, kl_technical
-        KL divergence of each latent.
-    weights
-        Weight of each KL term in the loss.
-    """
-
-    reconstruction: Tensor
-    kl_intrinsic: Tensor
-    kl_technical: Tensor
-    weights: tuple[float, float]
-
-    def loss(self, kl_weight: Tensor | float = 1.0) -> Tensor:
-        """What is minimised; ``kl_weight`` scales both KL terms."""
-        weighted = self.weights[0] * self.kl_intrinsic + self.weights[1] * self.kl_technical
-        return self.reconstruction + kl_weight * weighted
-
-
-def gaussian_draw(mean: Tensor, logvar: Tensor) -> Tensor:
-    """One draw of normal distributions, differentiable, in at least float32."""
-    mean, logvar = _at_least_float32(mean), _at_least_float32(logvar)
-    return mean + (0.5 * logvar).exp() * torch.randn_like(mean)
-
-
-def gaussian_kl(mean: Tensor, logvar: Tensor, prior_mean: Tensor | float, prior_logvar: Tensor | float) -> Tensor:
-    """KL divergence of a diagonal normal from its prior: sum over dimensions, mean over cells (n, n_latent)."""
-    mean, logvar = _at_least_float32(mean), _at_least_float32(logvar)
-    difference = logvar - prior_logvar
-    distance = (mean - prior_mean).square()
-    if isinstance(prior_logvar, Tensor):
-        distance = distance * (-prior_logvar).exp()
-    return 0.5 * (difference.exp() + distance - 1.0 - difference).sum(dim=-1).mean()
+_BLOCK = 1 << 18
 
 
 def reconstruction_loss(
@@ -100,11 +59,9 @@ def reconstruction_loss(
     -------
     Scalar, differentiable once by ``logits`` and ``log_theta``, in their precision but at least float32.
     """
-    return _ReconstructionLoss.apply(_at_least_float32(logits), _at_least_float32(log_theta), batch, panel, overwrite)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+    logits, log_theta = at_least_float32(logits), at_least_float32(log_theta)
+    with torch.autocast(logits.device.type, enabled=False):  # counts are added up in a matrix product, exactly
+        return _ReconstructionLoss.apply(logits, log_theta, batch, panel, overwrite)
 
 
 class _ReconstructionLoss(torch.autograd.Function):
@@ -118,11 +75,11 @@ class _ReconstructionLoss(torch.autograd.Function):
         need_gradient = any(ctx.needs_input_grad[:2])
         softplus, slope, log_odds = _dense_part(work, theta, log_theta, values, batch, panel, need_gradient)
         ways, derivative = _log_ways(values, batch.genes, theta, need_gradient)
-        at_counts = ways + values * logsigmoid(log_odds)
-        loss = (torch.dot(theta, softplus) - at_counts.sum()) / len(batch)
+        at_counts = ways + torch.dot(values, logsigmoid(log_odds))
+        loss = (torch.dot(theta, softplus) - at_counts) / len(batch)
         if need_gradient:
-            by_log_theta = (theta * softplus).index_add_(0, batch.genes, derivative, alpha=-1.0)
-            ctx.save_for_backward(work, by_log_theta.div_(len(batch)).sub_(slope))
+            by_log_theta = (theta * softplus).sub_(derivative).div_(len(batch)).sub_(slope)
+            ctx.save_for_backward(work, by_log_theta)
         return loss
 
     @staticmethod
@@ -150,70 +107,95 @@ def _dense_part(
     n, n_genes = work.shape
     inverse, scaled = theta.reciprocal(), theta / n
     softplus, slope = torch.zeros_like(theta), torch.zeros_like(theta)
-    log_theta_at, log_odds = log_theta.index_select(0, batch.genes), torch.empty_like(values)
+    log_odds = torch.empty_like(values)
     library = batch.library.to(work.dtype).unsqueeze(-1)
-    log_library = library.log()
     size = n if work.device.type != "cpu" else max(1, _BLOCK // n_genes)
-    odds_buffer, spare_buffer = (work.new_empty(min(size, n), n_genes) for _ in range(2))
+    buffers = [work.new_empty(min(size, n), n_genes) for _ in range(2)]
     for start in range(0, n, size):
         block = work[start : start + size]
-        odds, spare = odds_buffer[: len(block)], spare_buffer[: len(block)]
+        share, odds = (buffer[: len(block)] for buffer in buffers)
         here = batch.entries(start, start + len(block))
-        position = batch.position[here] - start * n_genes
-        rows = batch.rows[here] - start
-        logits_at = block.view(-1).index_select(0, position)
+        position, genes = batch.position[here], batch.genes[here]
         rows_library = library[start : start + size]
 
-        top = block.amax(dim=1, keepdim=True)
-        if panel:
-            top = top.clamp(min=0.0)
-        block.sub_(top).exp_()
-        total = block.sum(dim=1, keepdim=True)
-        if panel:
-            total = total + (-top).exp()
-        block.mul_(rows_library / total)  # the mean
-        offset = (log_library[start : start + size] - top - total.log()).squeeze(-1)
-        s = torch.add(logits_at, offset.index_select(0, rows), out=log_odds[here]).sub_(log_theta_at[here])
-        torch.mul(block, inverse, out=odds)
-        softplus += torch.log1p(odds, out=spare).sum(dim=0)
+        log_total = _softmax_into(share, block, panel)
+        offset = (rows_library.log() - log_total).squeeze(-1)
+        s = torch.index_select(work.view(-1), 0, position, out=log_odds[here])
+        s.sub_(log_theta.index_select(0, genes)).add_(_per_entry(offset, batch, start, here))
+        torch.mul(share, rows_library, out=odds).mul_(inverse)
+        softplus += torch.log1p(odds, out=block).sum(dim=0)
         if not need_gradient:
             continue
-        torch.add(odds, 1.0, out=spare)
-        by_s = odds.div_(spare).mul_(scaled)
-        by_s.view(-1).scatter_add_(0, position, torch.sigmoid(-s).mul_(values[here]).div_(-n))
+        torch.add(odds, 1.0, out=block)
+        by_s = odds.div_(block).mul_(scaled)
+        at_counts = torch.sigmoid(-s).mul_(values[here]).div_(-n)
+        by_s.view(-1).scatter_add_(0, position if start == 0 else position - start * n_genes, at_counts)
         slope += by_s.sum(dim=0)
-        torch.addcmul(by_s, block, by_s.sum(dim=1, keepdim=True) / rows_library, value=-1.0, out=block)
+        torch.addcmul(by_s, share, by_s.sum(dim=1, keepdim=True), value=-1.0, out=block)
     return softplus, slope, log_odds
 
 
+def _per_entry(per_row: Tensor, batch: CountBatch, start: int, here: slice) -> Tensor:
+    """Value of the row of every count, from those of the rows that begin at ``start``."""
+    return per_row.index_select(0, batch.rows[here] if start == 0 else batch.rows[here] - start)
+
+
+def _softmax_into(out: Tensor, logits: Tensor, panel: bool) -> Tensor:
+    """Softmax of the rows, written into ``out``; returns the log of the sum of the exponentials, (n, 1)."""
+    torch.softmax(logits, dim=1, out=out)
+    # the largest share is one over the sum of the exponentials, taken from the largest logit on
+    log_total = logits.amax(dim=1, keepdim=True) - out.amax(dim=1, keepdim=True).log()
+    if not panel:
+        return log_total
+    out.mul_(torch.sigmoid(log_total))
+    return torch.nn.functional.softplus(log_total)
+
+
 def _log_ways(values: Tensor, genes: Tensor, theta: Tensor, need_derivative: bool) -> tuple[Tensor, Tensor]:
-    r"""Log of :math:`\Gamma(x + \theta) / (\Gamma(\theta)\, x!)`, and its derivative by :math:`\log \theta`; (m,)."""
-    if not bool((values == values.trunc()).all()):
-        at = theta.index_select(0, genes)
-        result = torch.lgamma(values + at) - torch.lgamma(at) - torch.lgamma(values + 1.0)
-        return result, at * (torch.digamma(values + at) - torch.digamma(at)) if need_derivative else result
+    r"""Log of :math:`\Gamma(x + \theta) / (\Gamma(\theta)\, x!)`, summed over all counts, and its derivative.
+
+    Returns
+    -------
+    A scalar, and the derivatives by :math:`\log \theta`, shape (n_genes,).
+    """
+    whole = values.long()
+    if not torch.equal(whole.to(values.dtype), values):
+        return _log_ways_of_fractions(values, genes, theta)
+    above = _counts_above(whole, genes, theta)
     counted = torch.arange(_TABLE, dtype=theta.dtype, device=theta.device).unsqueeze(-1)
     terms = theta + counted
-    cell = values.clamp(max=_TABLE).long().mul_(len(theta)).add_(genes)
-    result = _cumulative((terms / (counted + 1.0)).log()).index_select(0, cell)
-    derivative = _cumulative(theta / terms).index_select(0, cell) if need_derivative else result
+    result = torch.dot((terms / (counted + 1.0)).log_().view(-1), above.view(-1))
+    derivative = (above / terms).sum(dim=0).mul_(theta) if need_derivative else result
     large = (values > _TABLE).nonzero().squeeze(-1)
     if len(large):
-        counts, scale = values[large], theta.index_select(0, genes[large])
+        counts, at = values.index_select(0, large), genes.index_select(0, large)
+        scale = theta.index_select(0, at)
         low, high = scale + _TABLE, scale + counts
         growth = torch.log1p((counts - _TABLE) / low)
         rising = (low - 0.5) * growth + (counts - _TABLE) * (high.log() - 1.0) + _stirling(high) - _stirling(low)
-        result[large] += rising - torch.lgamma(counts + 1.0) + math.lgamma(_TABLE + 1.0)
+        result = result + (rising - torch.lgamma(counts + 1.0) + math.lgamma(_TABLE + 1.0)).sum()
         if need_derivative:
-            derivative[large] += scale * (growth + _digamma_rest(high) - _digamma_rest(low))
+            derivative.index_add_(0, at, scale * (growth + _digamma_rest(high) - _digamma_rest(low)))
     return result, derivative
 
 
-def _cumulative(terms: Tensor) -> Tensor:
-    """Sums of the first 0, 1, 2, ... rows, flat."""
-    table = terms.new_zeros(len(terms) + 1, terms.shape[1])
-    torch.cumsum(terms, dim=0, out=table[1:])
-    return table.view(-1)
+def _counts_above(whole: Tensor, genes: Tensor, theta: Tensor) -> Tensor:
+    """How many counts of every gene are above 0, 1, 2, ...; shape (_TABLE, n_genes), in the precision of ``theta``."""
+    n_genes = len(theta)
+    equal = theta.new_zeros(
+        (_TABLE + 1) * n_genes
+    )  # how many are 0, 1, 2, ..., and what is above the table with its last
+    cell = whole.clamp(max=_TABLE).mul_(n_genes).add_(genes)
+    equal.scatter_add_(0, cell, equal.new_ones(len(cell)))
+    return theta.new_ones(_TABLE, _TABLE).triu_() @ equal[n_genes:].view(_TABLE, n_genes)
+
+
+def _log_ways_of_fractions(values: Tensor, genes: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """See :func:`_log_ways`; for values that are not whole."""
+    at = theta.index_select(0, genes)
+    result = torch.lgamma(values + at) - torch.lgamma(at) - torch.lgamma(values + 1.0)
+    slope = at * (torch.digamma(values + at) - torch.digamma(at))
+    return result.sum(), torch.zeros_like(theta).index_add_(0, genes, slope)
 
 
 def _stirling(y: Tensor) -> Tensor:

@@ -64,8 +64,9 @@ def _set_encoder(module: CFMVCModule, weights: torch.Tensor, center: np.ndarray,
     encoder.linear.weight[:k] = weights
     encoder.linear.bias.copy_(-encoder.linear.weight @ torch.from_numpy(center))
     encoder.batch_offset.weight.copy_(torch.from_numpy(offsets) @ encoder.linear.weight.T)
-    encoder.int_logvar.weight.mul_(0.1)
-    encoder.int_logvar.bias.fill_(_START_LOGVAR)
+    logvar = slice(len(encoder.heads.weight) // 2, len(encoder.heads.weight) // 2 + module.n_latent)
+    encoder.heads.weight[logvar] *= 0.1
+    encoder.heads.bias[logvar] = _START_LOGVAR
 
 
 def _set_decoder(
@@ -73,10 +74,10 @@ def _set_decoder(
 ) -> None:
     decoder, k = module.decoder, len(weights)
     rest = max(float(library.sum() - sums.sum()), 1.0) if decoder.panel else float(sums.sum())
-    decoder.linear.bias.copy_(torch.from_numpy(np.log(sums / rest)))
+    decoder.output.bias.copy_(torch.from_numpy(np.log(sums / rest)))
     slope = np.minimum(1.0 / np.maximum(center, 0.3), 2.0).astype(np.float32)
-    decoder.linear.weight.normal_(std=0.02)
-    decoder.linear.weight[:, :k] = weights.T * torch.from_numpy(slope)[:, None]
+    decoder.linear_weight.normal_(std=0.02)
+    decoder.linear_weight[:, :k] = weights.T * torch.from_numpy(slope)[:, None]
 
 
 def _batch_effects(y: np.ndarray, batch: np.ndarray, group: np.ndarray, n_batch: int, ridge: float = 1.0) -> np.ndarray:

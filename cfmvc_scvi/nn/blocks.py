@@ -25,11 +25,12 @@ def mlp(n_in: int, n_hidden: int, n_layers: int, *, dropout: float = 0.0, norm: 
     return nn.Sequential(*layers)
 
 
-def zero_init(layer: nn.Linear) -> nn.Linear:
-    """Set a linear layer to zero, so that the path it closes starts out silent."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+def zero_init(layer: nn.Linear, rows: slice = slice(None)) -> nn.Linear:
+    """Set a linear layer, or some of its outputs, to zero, so that the path it closes starts out silent."""
+    with torch.no_grad():
+        layer.weight[rows] = 0.0
+        if layer.bias is not None:
+            layer.bias[rows] = 0.0
     return layer
 
 

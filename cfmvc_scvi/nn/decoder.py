@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cfmvc_scvi.nn.blocks import mlp, zero_init
+from cfmvc_scvi.nn.blocks import mlp
 
 
 class NBDecoder(nn.Module):
@@ -39,29 +41,42 @@ class NBDecoder(nn.Module):
         super().__init__()
         n_in = n_latent + n_latent_technical
         self.panel = panel
-        self.linear = nn.Linear(n_in, n_output)
+        self.n_in = n_in
         self.hidden = mlp(n_in, n_hidden, n_layers, dropout=dropout) if n_layers > 0 else None
-        self.deep = zero_init(nn.Linear(n_hidden, n_output, bias=False)) if n_layers > 0 else None
+        #: Columns: the latents, whose map is linear, then the last hidden layer.
+        self.output = nn.Linear(n_in + n_hidden if n_layers > 0 else n_in, n_output)
+        with torch.no_grad():
+            self.output.weight[:, n_in:] = 0.0
         self.log_theta = nn.Parameter(torch.zeros(n_output))
 
     def forward(self, z_int: Tensor, z_tech: Tensor) -> Tensor:
         """Log share of every gene, shape (n, n_output), float32."""
+        return self._normalized(F.log_softmax, z_int, z_tech)
+
+    def share(self, z_int: Tensor, z_tech: Tensor) -> Tensor:
+        """Share of every gene, shape (n, n_output), float32."""
+        return self._normalized(F.softmax, z_int, z_tech)
+
+    def _normalized(self, function: Callable[..., Tensor], z_int: Tensor, z_tech: Tensor) -> Tensor:
         logits = self.logits(z_int, z_tech)
         logits = logits if logits.dtype == torch.float64 else logits.float()
         if not self.panel:
-            return F.log_softmax(logits, dim=-1)
+            return function(logits, dim=-1)
         rest = logits.new_zeros((*logits.shape[:-1], 1))
-        return F.log_softmax(torch.cat([logits, rest], dim=-1), dim=-1)[..., :-1]
+        return function(torch.cat([logits, rest], dim=-1), dim=-1)[..., :-1]
 
     def logits(self, z_int: Tensor, z_tech: Tensor) -> Tensor:
         """Logits of the shares, shape (n, n_output), in the precision of the matrix products."""
-        z = torch.cat([z_int, z_tech], dim=-1)
-        linear = self.linear(z)
-        if self.hidden is None:
-            return linear
-        if z.dim() == 2:  # one product that adds to the other, instead of a sum of two large arrays
-            return torch.addmm(linear, self.hidden(z), self.deep.weight.T)
-        return linear + self.deep(self.hidden(z))
+        return self.logits_of(torch.cat([z_int, z_tech], dim=-1))
+
+    def logits_of(self, z: Tensor) -> Tensor:
+        """The same for both latents side by side, shape (n, n_latent + n_latent_technical)."""
+        return self.output(z if self.hidden is None else torch.cat([z, self.hidden(z)], dim=-1))
+
+    @property
+    def linear_weight(self) -> Tensor:
+        """Linear map from the latents to the logits, shape (n_output, n_latent + n_latent_technical)."""
+        return self.output.weight[:, : self.n_in]
 
     @property
     def theta(self) -> Tensor:

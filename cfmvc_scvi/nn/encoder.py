@@ -14,12 +14,21 @@ from cfmvc_scvi.nn.blocks import CovariateEmbedding, mlp, side_by_side_linear, z
 
 @dataclass(frozen=True)
 class Posterior:
-    """Mean and log-variance of both latents, each (n, n_latent) or (n, n_latent_technical)."""
+    """Mean and log-variance of both latents side by side, intrinsic first; each (n, n_latent + n_latent_technical)."""
 
-    int_mean: Tensor
-    int_logvar: Tensor
-    tech_mean: Tensor
-    tech_logvar: Tensor
+    mean: Tensor
+    logvar: Tensor
+    n_latent: int
+
+    @property
+    def intrinsic(self) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the intrinsic latent, each (n, n_latent)."""
+        return self.mean[:, : self.n_latent], self.logvar[:, : self.n_latent]
+
+    @property
+    def technical(self) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the technical latent, each (n, n_latent_technical)."""
+        return self.mean[:, self.n_latent :], self.logvar[:, self.n_latent :]
 
 
 class Encoder(nn.Module):
@@ -58,10 +67,9 @@ class Encoder(nn.Module):
         self.linear = nn.Linear(n_input, n_latent)
         self.batch_offset = nn.Embedding(n_categories[0], n_latent)
         nn.init.zeros_(self.batch_offset.weight)
-        self.int_mean = zero_init(nn.Linear(n_hidden, n_latent))
-        self.int_logvar = nn.Linear(n_hidden, n_latent)
-        self.tech_mean = nn.Linear(n_hidden, n_latent_technical)
-        self.tech_logvar = nn.Linear(n_hidden, n_latent_technical)
+        #: Rows: means of the intrinsic and of the technical latent, then their log-variances.
+        self.heads = nn.Linear(n_hidden, 2 * (n_latent + n_latent_technical))
+        zero_init(self.heads, rows=slice(n_latent))
 
     def forward(self, x_lognorm: Tensor, categorical: Tensor, continuous: Tensor | None = None) -> Posterior:
         """Posterior of the cells.
@@ -80,12 +88,10 @@ class Encoder(nn.Module):
             parts.append(continuous)
         h = self._hidden(x_lognorm, torch.cat(parts, dim=-1))
         linear = self.linear(x_lognorm) - self.batch_offset(categorical[:, 0])
-        return Posterior(
-            int_mean=linear + self.int_mean(h),
-            int_logvar=self.int_logvar(h).clamp(*LOGVAR_BOUNDS),
-            tech_mean=self.tech_mean(h),
-            tech_logvar=self.tech_logvar(h).clamp(*LOGVAR_BOUNDS),
-        )
+        n_latent = linear.shape[-1]
+        mean, logvar = self.heads(h).chunk(2, dim=-1)
+        mean = torch.cat([linear + mean[:, :n_latent], mean[:, n_latent:]], dim=-1)
+        return Posterior(mean, logvar.clamp(*LOGVAR_BOUNDS), n_latent)
 
     def _hidden(self, x_lognorm: Tensor, covariates: Tensor) -> Tensor:
         """Hidden layers of genes and covariates side by side."""

@@ -11,16 +11,16 @@ from torch import Tensor
 from cfmvc_scvi._types import FlowBatch
 from cfmvc_scvi.module import CFMVCModule
 from cfmvc_scvi.train.modes import (
-    ClipsWhereNeeded,
     EpochSums,
     FiniteWatch,
+    LeanSteps,
     check_finite_weights,
     fused_where_possible,
     set_modes,
 )
 
 
-class FlowTrainingPlan(ClipsWhereNeeded, LightningModule):
+class FlowTrainingPlan(LeanSteps, LightningModule):
     """Regresses the velocity field on paths between paired latents.
 
     Only the context encoder, the perturbation adapter and the velocity field get gradients; the VAE stays in

@@ -81,12 +81,19 @@ def fused_where_possible(
     return optimizer(parameters, fused=fused or None, **settings)
 
 
-class ClipsWhereNeeded:
-    """Gradient clipping of a plan that leaves gradients alone whose norm needs none.
+class LeanSteps:
+    """Plan without work that steps of a small network would feel.
 
-    Lightning's own multiplies every gradient by a factor, which is one in nearly every step: a pass over all of
-    them. On other devices than the CPU, where looking at the norm waits for the device, it is Lightning's own.
+    Gradients whose norm needs no clipping are left alone, and others are scaled where the optimiser reads them:
+    Lightning's own clipping multiplies every gradient by a factor. On other devices than the CPU, where looking at the
+    norm waits for the device, it is Lightning's own. And gradients are dropped without the optimiser's bookkeeping.
     """
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """See :meth:`lightning.pytorch.LightningModule.optimizer_zero_grad`."""
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = None
 
     def configure_gradient_clipping(
         self,
@@ -102,7 +109,10 @@ class ClipsWhereNeeded:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
-        if not float(norm) <= gradient_clip_val:
+        needed = not float(norm) <= gradient_clip_val
+        if optimizer.defaults.get("fused"):  # divides the gradients by it in its own pass over them
+            optimizer.grad_scale = (norm + 1e-6) / gradient_clip_val if needed else None
+        elif needed:
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from cfmvc_scvi._types import CountBatch
 from cfmvc_scvi.module import CFMVCModule, ElboTerms
 from cfmvc_scvi.train.modes import (
-    ClipsWhereNeeded,
     EpochSums,
     FiniteWatch,
+    LeanSteps,
     check_finite_weights,
     fused_where_possible,
     reject_unknown,
@@ -21,7 +21,7 @@ from cfmvc_scvi.train.modes import (
 )
 
 
-class VAETrainingPlan(ClipsWhereNeeded, TrainingPlan):
+class VAETrainingPlan(LeanSteps, TrainingPlan):
     """scvi-tools' plan with this model's defaults; trains the VAE's networks and leaves the flow's alone.
 
     Losses are added up on the device and logged once per epoch, under the names that scvi-tools uses.

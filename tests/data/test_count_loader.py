@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,6 +11,7 @@ import torch
 from scipy import sparse
 
 from cfmvc_scvi._types import CellSplit, CountBatch, FlowContext
+from cfmvc_scvi.data import count_loader
 from cfmvc_scvi.data.cells import CellTable
 from cfmvc_scvi.data.count_loader import CountDataModule, CountLoader, DeviceCounts, HostCounts
 
@@ -83,10 +86,14 @@ def test_the_users_matrix_is_neither_copied_nor_changed():
 
 
 class Rows:
-    """A source whose batches are the rows themselves."""
+    """A source whose batches are the rows themselves; it remembers how many were asked for at a time."""
 
-    def batch(self, rows: np.ndarray) -> np.ndarray:
-        return rows
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def batch(self, rows: np.ndarray) -> SimpleNamespace:
+        self.asked.append(len(rows))
+        return SimpleNamespace(split=lambda size: np.split(rows, range(size, len(rows), size)))
 
 
 def loader(**kwargs) -> CountLoader:
@@ -102,6 +109,32 @@ def test_batch_sizes(drop_last, sizes):
     batches = loader(drop_last=drop_last)
     assert len(batches) == len(sizes)
     assert [len(rows) for rows in batches] == sizes
+
+
+def test_several_batches_are_gathered_at_a_time(monkeypatch):
+    monkeypatch.setattr(count_loader, "_GATHERED", 12)
+    for batch_size, expected in ((5, [10, 10, 3]), (12, [12, 11]), (20, [20, 3])):
+        batches = loader(batch_size=batch_size)
+        assert [len(rows) for rows in batches] == [
+            len(rows) for rows in np.split(np.arange(N), range(batch_size, N, batch_size))
+        ]
+        assert batches.source.asked == expected
+    dropped = loader(batch_size=5, drop_last=True)
+    assert sum(len(rows) for rows in dropped) == sum(dropped.source.asked) == 20
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
+def test_parts_of_a_batch_are_batches(name, size):
+    """Also where a cell has no counts, and where the last part is smaller."""
+    rows, source = np.array([7, 4, 0, 22, 7]), SOURCES[name]()
+    for i, part in enumerate(source.batch(rows).split(size)):
+        alone = source.batch(rows[i * size : (i + 1) * size])
+        assert torch.equal(part.counts(), alone.counts()) and torch.equal(part.lognorm(), alone.lognorm())
+        assert torch.equal(part.position, alone.position) and torch.equal(part.library, alone.library)
+        assert torch.equal(part.context.categorical, alone.context.categorical)
+        np.testing.assert_array_equal(part.starts, alone.starts)
+    assert i == -(-len(rows) // size) - 1
 
 
 def test_a_pass_is_a_permutation_and_a_new_one_every_time():

@@ -97,7 +97,7 @@ def test_extreme_dispersions_and_means(simulated, build, fit, value):
     model = fit(build(simulated))
     decoder = model.module.decoder
     decoder.log_theta.data.fill_(value)
-    decoder.linear.bias.data[:30] = -80.0
+    decoder.output.bias.data[:30] = -80.0
     assert np.isfinite(float(model.get_elbo()))
     for kind in ("mean", "lognorm"):
         assert np.isfinite(model.predict_perturbation(perturbation="P1", return_type=kind).X).all()

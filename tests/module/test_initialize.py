@@ -34,5 +34,5 @@ def test_the_components_are_computed_in_the_memory_of_the_counts():
     np.testing.assert_allclose(np.abs(found @ axes[:3].T), np.eye(3), atol=0.05)
     share = before.sum(axis=0) + 0.5
     torch.testing.assert_close(
-        module.decoder.linear.bias.detach(), torch.from_numpy(np.log(share / share.sum())).float()
+        module.decoder.output.bias.detach(), torch.from_numpy(np.log(share / share.sum())).float()
     )

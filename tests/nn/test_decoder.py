@@ -40,8 +40,27 @@ def test_panel_leaves_a_rest(scale):
     assert (share > 0).all()
     assert (share.sum(dim=-1) < 1).all()
     odds = share.sum(dim=-1) / (1 - share.sum(dim=-1))  # the rest has logit 0: the odds are the sum of exp(logits)
-    logits = net.linear(torch.cat([z, technical], -1)) + net.deep(net.hidden(torch.cat([z, technical], -1)))
+    logits = net.logits(z, technical)
     torch.testing.assert_close(odds, logits.double().exp().sum(dim=-1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("panel", [False, True])
+def test_share_is_the_exponential_of_the_log_share(panel):
+    net = decoder(panel=panel)
+    randomise(net, 0.4)
+    z, technical = torch.randn(6, 4), torch.randn(6, 2)
+    torch.testing.assert_close(net.share(z, technical), net(z, technical).exp(), rtol=1e-5, atol=1e-8)
+
+
+def test_output_is_a_linear_map_of_the_latents_and_a_network_that_starts_at_zero():
+    net = decoder(n_layers=2)
+    z, technical = torch.randn(6, 4), torch.randn(6, 2)
+    both = torch.cat([z, technical], -1)
+    linear = both @ net.linear_weight.T + net.output.bias
+    torch.testing.assert_close(net.logits(z, technical), linear)
+    randomise(net, 0.4)
+    linear = both @ net.linear_weight.T + net.output.bias
+    torch.testing.assert_close(net.logits(z, technical) - linear, net.hidden(both) @ net.output.weight[:, 6:].T)
 
 
 @pytest.mark.parametrize("z", [1e3, -1e3, 1e6])

@@ -1,0 +1,47 @@
+"""KL divergences of the latents: values against torch, the analytic gradient against differences."""
+
+from __future__ import annotations
+
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from cfmvc_scvi.module.elbo import gaussian_draw, gaussian_kl
+
+
+def latents(n_standard: int, n_given: int, n: int = 30) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    widths = (n_standard + n_given,) * 2 + (n_given,) * 2
+    return [torch.randn(n, width, generator=generator, dtype=torch.float64, requires_grad=True) for width in widths]
+
+
+def test_kl_agrees_with_torch():
+    mean, logvar, prior_mean, prior_logvar = latents(5, 3)
+    first, last = gaussian_kl(mean, logvar, prior_mean, prior_logvar)
+    q = Normal(mean, (0.5 * logvar).exp())
+    p = Normal(prior_mean, (0.5 * prior_logvar).exp())
+    torch.testing.assert_close(
+        first, kl_divergence(Normal(q.loc[:, :5], q.scale[:, :5]), Normal(0.0, 1.0)).sum(-1).mean()
+    )
+    torch.testing.assert_close(last, kl_divergence(Normal(q.loc[:, 5:], q.scale[:, 5:]), p).sum(-1).mean())
+
+
+def test_gradient_of_the_kl():
+    """Of both terms, by the posterior and by the prior; also where one of the two latents is not there."""
+    for shape in ((4, 3), (4, 0), (0, 3)):
+        assert torch.autograd.gradcheck(gaussian_kl, latents(*shape, n=6))
+
+
+def test_kl_of_a_distribution_from_itself_is_zero():
+    mean, logvar, prior_mean, prior_logvar = (x.detach() for x in latents(2, 3))
+    mean[:, :2] = logvar[:, :2] = 0.0
+    mean[:, 2:], logvar[:, 2:] = prior_mean, prior_logvar
+    assert [float(x) for x in gaussian_kl(mean, logvar, prior_mean, prior_logvar)] == [0.0, 0.0]
+
+
+def test_half_precision_is_worked_out_in_single():
+    mean, logvar, prior_mean, prior_logvar = (x.detach().bfloat16() for x in latents(2, 3))
+    single = gaussian_kl(*(x.float() for x in (mean, logvar, prior_mean, prior_logvar)))
+    assert all(
+        torch.equal(a, b) for a, b in zip(gaussian_kl(mean, logvar, prior_mean, prior_logvar), single, strict=True)
+    )
+    assert gaussian_draw(mean, logvar).dtype == torch.float32
