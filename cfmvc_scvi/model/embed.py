@@ -121,10 +121,10 @@ class EmbeddingMixin(RNASeqMixin, VAEMixin):
         if adata is None:
             self._require_adata("use its cells")
             adata = self.adata
+        read = functools.partial(self._reader().read, adata, batch=batch, allow_unknown=allow_unknown)
         rows = None if indices is None else as_rows(indices, adata.n_obs)
-        some = rows is not None and len(rows)
-        cells = self._reader().read(adata, rows=rows if some else None, batch=batch, allow_unknown=allow_unknown)
-        cells = cells if some or rows is None else cells.take(rows)
+        # no counts at all would be refused: where no cell is asked for, all are checked
+        cells = read(rows=rows) if rows is None or len(rows) else read().take(rows)
         if adata is not self.adata:
             _warn_of_empty_cells(cells)
         return cells

@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 from cfmvc_scvi._types import CountBatch
 from cfmvc_scvi.module.elbo import at_least_float32
 
-#: Counts up to this one are looked up in a table of every gene; Stirling's series takes over above it.
+#: Counts up to this one are counted per gene, and need no gamma function; Stirling's series takes over above it.
 _TABLE = 16
 #: Numbers of the dense (cells x genes) array that are worked on together on the CPU, so that they stay in its cache.
 _BLOCK = 1 << 18
@@ -33,9 +33,9 @@ def reconstruction_loss(
               + x_g \log \sigma(s_g) \right] - \sum_g \theta_g \log(1 + \mu_g / \theta_g) ,
 
     so that gamma functions are needed where counts are not zero alone: of the zeros one logarithm is left. As
-    counts are whole numbers, :math:`\Gamma(x + \theta) / \Gamma(\theta) = \prod_{k < x} (\theta + k)` comes from a
-    table per gene (above 16 from Stirling's series), without the cancellation of two log-gammas; a batch with
-    fractional values takes the log-gammas. The gradient
+    counts are whole numbers, :math:`\Gamma(x + \theta) / \Gamma(\theta) = \prod_{k < x} (\theta + k)`, whose logarithms
+    sum up from how many counts of the gene are above each k (above 16 Stirling's series takes over), without the
+    cancellation of two log-gammas; a batch with fractional values takes the log-gammas. The gradient
 
     .. math:: \frac{\partial}{\partial \ell_g} = d_g - \rho_g \sum_h d_h , \qquad
               d_g = x_g - (x_g + \theta_g)\, \sigma(s_g)
@@ -121,7 +121,7 @@ def _dense_part(
         log_total = _softmax_into(share, block, panel)
         offset = (rows_library.log() - log_total).squeeze(-1)
         s = torch.index_select(work.view(-1), 0, position, out=log_odds[here])
-        s.sub_(log_theta.index_select(0, genes)).add_(_per_entry(offset, batch, start, here))
+        s.sub_(log_theta.index_select(0, genes)).add_(offset.index_select(0, batch.rows[here] - start))
         torch.mul(share, rows_library, out=odds).mul_(inverse)
         softplus += torch.log1p(odds, out=block).sum(dim=0)
         if not need_gradient:
@@ -129,15 +129,10 @@ def _dense_part(
         torch.add(odds, 1.0, out=block)
         by_s = odds.div_(block).mul_(scaled)
         at_counts = torch.sigmoid(-s).mul_(values[here]).div_(-n)
-        by_s.view(-1).scatter_add_(0, position if start == 0 else position - start * n_genes, at_counts)
+        by_s.view(-1).scatter_add_(0, position - start * n_genes, at_counts)
         slope += by_s.sum(dim=0)
         torch.addcmul(by_s, share, by_s.sum(dim=1, keepdim=True), value=-1.0, out=block)
     return softplus, slope, log_odds
-
-
-def _per_entry(per_row: Tensor, batch: CountBatch, start: int, here: slice) -> Tensor:
-    """Value of the row of every count, from those of the rows that begin at ``start``."""
-    return per_row.index_select(0, batch.rows[here] if start == 0 else batch.rows[here] - start)
 
 
 def _softmax_into(out: Tensor, logits: Tensor, panel: bool) -> Tensor:
