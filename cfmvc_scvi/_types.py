@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cfmvc_scvi._sparse import SparseRows
+
 
 @dataclass(frozen=True)
 class FlowContext:
@@ -101,72 +103,39 @@ class CountBatch:
 
     Attributes
     ----------
-    values
-        Counts, shape (m,), float32; whole numbers.
-    rows, genes
-        Cell and gene of every count, each (m,), int64, in the order of the cells.
-    starts
-        Entry that every cell starts at, and the number of entries, shape (n + 1,), on the CPU.
+    counts
+        Counts, shape (n, n_genes), float32.
     library
         Library size per cell, shape (n,), float32, at least 1.
     context
         Codes and continuous covariates, one row per cell.
-    n_genes
-        Genes.
     has_size_factor
         Whether the library sizes are size factors; else they are the sums of the counts.
+    whole
+        Whether all counts are whole numbers.
     """
 
-    values: Tensor
-    rows: Tensor
-    genes: Tensor
-    starts: np.ndarray
+    counts: SparseRows
     library: Tensor
     context: FlowContext
-    n_genes: int
     has_size_factor: bool = False
+    whole: bool = True
 
     def __len__(self) -> int:
         return len(self.library)
 
+    @cached_property
+    def lognorm(self) -> SparseRows:
+        """log1p of counts per 10,000, shape (n, n_genes)."""
+        scale = 1e4 / self.library  # a method in its place would tie the batch to itself, and keep it in memory
+        return self.counts.map(lambda entries: torch.mul(scale.index_select(0, entries.rows), entries.values).log1p_())
+
     def to(self, device: torch.device | str) -> CountBatch:
         """The same on another device."""
-        names = ("values", "rows", "genes", "library", "context")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+        return replace(self, **{name: getattr(self, name).to(device) for name in ("counts", "library", "context")})
 
     def split(self, size: int) -> Iterator[CountBatch]:
         """The same cells in batches of this size; what does not fill one comes last."""
-        for start in range(0, len(self), size):
-            stop = min(start + size, len(self))
-            here = self.entries(start, stop)
-            yield CountBatch(
-                values=self.values[here],
-                rows=self.rows[here] - start,
-                genes=self.genes[here],
-                starts=self.starts[start : stop + 1] - self.starts[start],
-                library=self.library[start:stop],
-                context=self.context[start:stop],
-                n_genes=self.n_genes,
-                has_size_factor=self.has_size_factor,
-            )
-
-    @cached_property
-    def position(self) -> Tensor:
-        """Place of every count in a flat dense array (n * n_genes,)."""
-        return self.rows * self.n_genes + self.genes
-
-    def entries(self, start: int, stop: int) -> slice:
-        """Where the counts of these cells are."""
-        return slice(int(self.starts[start]), int(self.starts[stop]))
-
-    def lognorm(self) -> Tensor:
-        """log1p of counts per 10,000, dense, shape (n, n_genes)."""
-        return self._dense(torch.log1p(self.values / self.library.index_select(0, self.rows) * 1e4))
-
-    def counts(self) -> Tensor:
-        """Counts, dense, shape (n, n_genes)."""
-        return self._dense(self.values)
-
-    def _dense(self, values: Tensor) -> Tensor:
-        dense = values.new_zeros(len(self) * self.n_genes)
-        return dense.scatter_(0, self.position, values).view(len(self), self.n_genes)
+        for start, counts in zip(range(0, len(self), size), self.counts.parts(size), strict=True):
+            cells = slice(start, start + size)
+            yield replace(self, counts=counts, library=self.library[cells], context=self.context[cells])

@@ -16,7 +16,8 @@ from scvi import REGISTRY_KEYS
 from torch import Tensor
 
 from cfmvc_scvi._constants import CFMVC_KEYS
-from cfmvc_scvi._types import FlowContext
+from cfmvc_scvi._sparse import SparseRows
+from cfmvc_scvi._types import CountBatch, FlowContext
 from cfmvc_scvi.data.counts import check_counts
 from cfmvc_scvi.data.setup import SetupKeys, counts_matrix, counts_name
 from cfmvc_scvi.data.validate import check_finite_column, check_unique_genes
@@ -41,6 +42,8 @@ class CellTable:
         Library size per cell, shape (n,), float32: the size factor where one is registered, else the row sum.
     has_size_factor
         Which of the two it is.
+    whole
+        Whether all counts are whole numbers.
     """
 
     counts: Any
@@ -48,6 +51,7 @@ class CellTable:
     context: FlowContext
     library: np.ndarray
     has_size_factor: bool
+    whole: bool = True
 
     def __len__(self) -> int:
         return len(self.obs)
@@ -82,16 +86,19 @@ class CellTable:
         for start in range(0, len(self), size):
             yield slice(start, min(start + size, len(self)))
 
-    def inference_inputs(self, rows: slice, device: torch.device) -> dict[str, Tensor | None]:
-        """Arguments of the module's ``inference`` for some rows."""
-        context = self.context[rows].to(device)
-        library = torch.as_tensor(self.library[rows], device=device).unsqueeze(-1)
-        return {
-            "x": torch.as_tensor(self.dense(rows), device=device),
-            "categorical": context.categorical,
-            "continuous": context.continuous,
-            "size_factor": library if self.has_size_factor else None,
-        }
+    def batch(self, rows: slice) -> CountBatch:
+        """Counts of some rows without their zeros, and what stage 1 knows of the cells."""
+        counts = sparse.csr_matrix(self.counts[rows], dtype=np.float32)
+        if not counts.has_canonical_format:
+            counts = counts.copy()  # a slice of rows shares the memory of the whole
+            counts.sum_duplicates()
+        return CountBatch(
+            counts=SparseRows.from_scipy(counts),
+            library=torch.as_tensor(self.library[rows]),
+            context=self.context[rows],
+            has_size_factor=self.has_size_factor,
+            whole=self.whole,
+        )
 
 
 @dataclass(frozen=True)
@@ -170,6 +177,7 @@ class CellReader:
             context=self._context(cells, batch, allow_unknown),
             library=np.maximum(library, 1.0).astype(np.float32),
             has_size_factor=size_factor is not None,
+            whole=found.n_fractional == 0,
         )
 
     def _align_genes(self, adata: AnnData) -> Any:

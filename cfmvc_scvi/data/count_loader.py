@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from scipy import sparse
 from torch import Tensor
 
+from cfmvc_scvi._sparse import Entries, SparseRows
 from cfmvc_scvi._types import CellSplit, CountBatch, FlowContext
 from cfmvc_scvi.data.cells import CellTable
 
@@ -93,6 +94,7 @@ class HostCounts:
         self.context = stage1_context(cells.context)
         self.library = torch.from_numpy(cells.library)
         self.has_size_factor = cells.has_size_factor
+        self.whole = cells.whole
         self._canonical = bool(self.counts.has_canonical_format)
 
     def batch(self, rows: np.ndarray) -> CountBatch:
@@ -102,14 +104,11 @@ class HostCounts:
             chosen.sum_duplicates()
         at = torch.from_numpy(rows)
         return CountBatch(
-            values=torch.from_numpy(chosen.data.astype(np.float32, copy=False)),
-            rows=torch.from_numpy(np.repeat(np.arange(len(rows)), np.diff(chosen.indptr))),
-            genes=torch.from_numpy(chosen.indices.astype(np.int64)),
-            starts=chosen.indptr,
+            counts=SparseRows.from_scipy(chosen.astype(np.float32, copy=False)),
             library=self.library[at],
             context=self.context[at],
-            n_genes=self.counts.shape[1],
             has_size_factor=self.has_size_factor,
+            whole=self.whole,
         )
 
     def bytes_on_device(self) -> int:
@@ -133,6 +132,7 @@ class DeviceCounts:
         self.library = host.library.to(device)
         self.n_genes = counts.shape[1]
         self.has_size_factor = host.has_size_factor
+        self.whole = host.whole
 
     def batch(self, rows: np.ndarray) -> CountBatch:
         """Counts of the cells at these rows."""
@@ -143,15 +143,13 @@ class DeviceCounts:
         )
         cell = torch.repeat_interleave(lengths, output_size=int(starts[-1]))
         entry = torch.arange(len(cell), device=self.device) + shift.index_select(0, cell)
+        genes = self.genes.index_select(0, entry)
         return CountBatch(
-            values=self.values.index_select(0, entry),
-            rows=cell,
-            genes=self.genes.index_select(0, entry).long(),
-            starts=starts,
+            counts=SparseRows(Entries(self.values.index_select(0, entry), cell, genes, starts), self.n_genes),
             library=self.library.index_select(0, at),
             context=self.context[at],
-            n_genes=self.n_genes,
             has_size_factor=self.has_size_factor,
+            whole=self.whole,
         )
 
 
@@ -215,7 +213,7 @@ class CountDataModule(LightningDataModule):
 
     def transfer_batch_to_device(self, batch: CountBatch, device: torch.device, dataloader_idx: int) -> CountBatch:
         """Move a batch to the device of the network, where it is not there already."""
-        return batch if batch.values.device == device else batch.to(device)
+        return batch if batch.library.device == device else batch.to(device)
 
     def _loader(self, rows: np.ndarray, **kwargs: Any) -> CountLoader:
         shard = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -139,7 +139,7 @@ class EmbeddingMixin(RNASeqMixin, VAEMixin):
         whole = CellPosterior(*(torch.empty(n, dim) for dim in dims))
         start = 0
         for table, rows in _in_whole_units(cells, batch_size or settings.batch_size):
-            q, q_tech, _ = module.posterior(**table.inference_inputs(rows, self._device))
+            q, q_tech = module.posterior_of(table.batch(rows).to(self._device))
             stop = min(start + rows.stop - rows.start, n)
             whole.put(start, CellPosterior(q.loc, q.scale, q_tech.loc, q_tech.scale)[: stop - start])
             start = stop

@@ -18,7 +18,15 @@ from cfmvc_scvi.module.count_loss import reconstruction_loss
 from cfmvc_scvi.module.elbo import ElboTerms, gaussian_draw, gaussian_kl
 from cfmvc_scvi.module.likelihood import nb_log_prob
 from cfmvc_scvi.module.transport import TransportMixin
-from cfmvc_scvi.nn import ContextEncoder, Encoder, FlowField, NBDecoder, PerturbationAdapter, VelocityParts
+from cfmvc_scvi.nn import (
+    ContextEncoder,
+    Encoder,
+    FlowField,
+    NBDecoder,
+    PerturbationAdapter,
+    Posterior,
+    VelocityParts,
+)
 
 
 class CFMVCModule(TransportMixin, BaseModuleClass):
@@ -176,11 +184,11 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         total = x.sum(dim=-1, keepdim=True) if size_factor is None else size_factor.float()
         total = total.clamp(min=1.0)
         q = self.encoder(torch.log1p(x / total * 1e4), categorical, continuous)
-        # not validated: a diverged stage 1 shows in its loss, which is reported with a remedy
-        qz, qz_technical = (
-            Normal(mean, (0.5 * logvar).exp(), validate_args=False) for mean, logvar in (q.intrinsic, q.technical)
-        )
-        return qz, qz_technical, total
+        return (*_normals(q), total)
+
+    def posterior_of(self, batch: CountBatch) -> tuple[Normal, Normal]:
+        """Posterior of the intrinsic and the technical latent, from counts without their zeros."""
+        return _normals(self.encoder(batch.lognorm, batch.context.categorical, batch.context.continuous))
 
     @auto_move_data
     def generative(
@@ -230,10 +238,11 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         What the training of stage 1 runs: the posterior is drawn once, and the reconstruction is
         :func:`~cfmvc_scvi.module.count_loss.reconstruction_loss`.
         """
-        q = self.encoder(batch.lognorm(), batch.context.categorical, batch.context.continuous)
-        logits = self.decoder.logits_of(gaussian_draw(q.mean, q.logvar))
+        q = self.encoder(batch.lognorm, batch.context.categorical, batch.context.continuous)
+        features = self.decoder.features(gaussian_draw(q.mean, q.logvar))
+        output = self.decoder.output
         reconstruction = reconstruction_loss(
-            logits, self.decoder.bounded_log_theta, batch, panel=self.panel, overwrite=True
+            features, output.weight, output.bias, self.decoder.bounded_log_theta, batch, panel=self.panel
         )
         codes = batch.context.batch
         kl = gaussian_kl(q.mean, q.logvar, self.tech_prior_mean(codes), self._tech_prior_logvar(codes))
@@ -243,7 +252,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         """The same cells as scvi-tools' loaders give them, dense."""
         codes = batch.context.categorical
         tensors = {
-            REGISTRY_KEYS.X_KEY: batch.counts(),
+            REGISTRY_KEYS.X_KEY: batch.counts.dense(),
             REGISTRY_KEYS.BATCH_KEY: codes[:, :1],
             REGISTRY_KEYS.LABELS_KEY: codes[:, 1:2],
         }
@@ -336,3 +345,8 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         )
         drawn = generative[MODULE_KEYS.PX_KEY].sample()
         return (drawn.permute(1, 2, 0) if n_samples > 1 else drawn).cpu()
+
+
+def _normals(q: Posterior) -> tuple[Normal, Normal]:
+    """Both latents; not validated: a diverged stage 1 shows in its loss, which is reported with a remedy."""
+    return tuple(Normal(mean, (0.5 * logvar).exp(), validate_args=False) for mean, logvar in (q.intrinsic, q.technical))

@@ -1,4 +1,4 @@
-"""Reconstruction loss of stage 1: softmax, library size and negative binomial in one function with its gradient."""
+"""Reconstruction loss of stage 1: last layer, softmax, library size and negative binomial in one function."""
 
 from __future__ import annotations
 
@@ -8,24 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
 from cfmvc_scvi._types import CountBatch
 from cfmvc_scvi.module.elbo import at_least_float32
 
 #: Counts up to this one are counted per gene, and need no gamma function; Stirling's series takes over above it.
 _TABLE = 16
-#: Numbers of the dense (cells x genes) array that are worked on together on the CPU, so that they stay in its cache.
-_BLOCK = 1 << 18
 
 
 def reconstruction_loss(
-    logits: Tensor, log_theta: Tensor, batch: CountBatch, *, panel: bool = False, overwrite: bool = False
+    features: Tensor, weight: Tensor, bias: Tensor, log_theta: Tensor, batch: CountBatch, *, panel: bool = False
 ) -> Tensor:
-    r"""Mean negative log-likelihood of cells, from the logits of the decoder.
+    r"""Mean negative log-likelihood of cells, from the input of the decoder's last layer.
 
     .. math:: -\frac{1}{n} \sum_i \sum_g \log NB(x_{ig} \mid L_i \rho_{ig}, \theta_g), \qquad
-              \rho_i = \operatorname{softmax}(\ell_i)
+              \rho_i = \operatorname{softmax}(\ell_i), \qquad \ell_i = b + W h_i
 
     With :math:`s = \log \mu - \log \theta` the log-likelihood of a cell is
 
@@ -35,154 +33,159 @@ def reconstruction_loss(
     so that gamma functions are needed where counts are not zero alone: of the zeros one logarithm is left. As
     counts are whole numbers, :math:`\Gamma(x + \theta) / \Gamma(\theta) = \prod_{k < x} (\theta + k)`, whose logarithms
     sum up from how many counts of the gene are above each k (above 16 Stirling's series takes over), without the
-    cancellation of two log-gammas; a batch with fractional values takes the log-gammas. The gradient
+    cancellation of two log-gammas; a batch with fractional values takes the log-gammas. The gradient by the logits,
 
     .. math:: \frac{\partial}{\partial \ell_g} = d_g - \rho_g \sum_h d_h , \qquad
-              d_g = x_g - (x_g + \theta_g)\, \sigma(s_g)
+              d_g = x_g - (x_g + \theta_g)\, \sigma(s_g) ,
 
-    is worked out in the same pass over blocks of cells that fit the processor's cache.
+    is worked out in the same pass.
+
+    On the CPU every thread has genes of its own (where their number can be divided evenly): their rows of the weights,
+    their logits and their counts. What two cores both read and then write has to travel between their caches, and on
+    machines whose cores do not share one that takes longer than the arithmetic.
 
     Parameters
     ----------
-    logits
-        :math:`\ell`, shape (n, n_genes).
+    features
+        Input h of the last layer, shape (n, n_features).
+    weight, bias
+        W and b of the last layer, shape (n_genes, n_features) and (n_genes,).
     log_theta
         Log of the inverse dispersion, shape (n_genes,).
     batch
         Counts and library sizes :math:`L` of the cells.
     panel
         Whether one more gene, of logit 0, takes part in the softmax; its count is not observed.
-    overwrite
-        Work in the memory of ``logits``, which then hold nothing of use. Only for logits that no other function keeps.
 
     Returns
     -------
-    Scalar, differentiable once by ``logits`` and ``log_theta``, in their precision but at least float32.
+    Scalar, differentiable once by the four tensors, in their precision but at least float32. Under autocast the
+    products with the weights are in its precision.
     """
-    logits, log_theta = at_least_float32(logits), at_least_float32(log_theta)
-    with torch.autocast(logits.device.type, enabled=False):  # counts are added up in a matrix product, exactly
-        return _ReconstructionLoss.apply(logits, log_theta, batch, panel, overwrite)
+    device = features.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        features, weight = features.to(dtype), weight.to(dtype)
+    with torch.autocast(device, enabled=False):  # counts are added up in a matrix product, exactly
+        return _ReconstructionLoss.apply(features, weight, bias, at_least_float32(log_theta), batch, panel)
 
 
 class _ReconstructionLoss(torch.autograd.Function):
-    """See :func:`reconstruction_loss`."""
+    """See :func:`reconstruction_loss`. Arrays of cells and genes are (shares, n, n_genes / shares), one per thread."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, log_theta: Tensor, batch: CountBatch, panel: bool, overwrite: bool) -> Tensor:
-        theta = log_theta.exp()
-        work = logits.detach() if overwrite and logits.is_contiguous() else logits.detach().clone()
-        values = batch.values.to(work.dtype)
-        need_gradient = any(ctx.needs_input_grad[:2])
-        softplus, slope, log_odds = _dense_part(work, theta, log_theta, values, batch, panel, need_gradient)
-        ways, derivative = _log_ways(values, batch.genes, theta, need_gradient)
-        at_counts = ways + torch.dot(values, logsigmoid(log_odds))
-        loss = (torch.dot(theta, softplus) - at_counts) / len(batch)
-        if need_gradient:
-            by_log_theta = (theta * softplus).sub_(derivative).div_(len(batch)).sub_(slope)
-            ctx.save_for_backward(work, by_log_theta)
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, log_theta: Tensor, batch: CountBatch, panel: bool
+    ) -> Tensor:
+        n_genes, shares = len(log_theta), _n_shares(features, len(log_theta))
+        by_share = weight.view(shares, n_genes // shares, -1).transpose(1, 2)
+        logits = torch.baddbmm(
+            bias.to(weight.dtype).view(shares, 1, -1), features.expand(shares, *features.shape), by_share
+        )
+        logits = at_least_float32(logits)
+        need_gradient = any(ctx.needs_input_grad[:4])
+        loss, by_log_theta = _loss_of_logits(logits, log_theta, batch, panel, need_gradient)
+        if need_gradient:  # the logits have become the gradient by them
+            ctx.save_for_backward(features, weight, logits, by_log_theta)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        by_logits, by_log_theta = ctx.saved_tensors
+        features, weight, by_logits, by_log_theta = ctx.saved_tensors
         if upstream.device.type != "cpu" or float(upstream) != 1.0:
             by_logits, by_log_theta = by_logits * upstream, by_log_theta * upstream
-        return by_logits, by_log_theta, None, None, None
+        shares, n, size = by_logits.shape
+        by_bias = _over_cells(by_logits)
+        by_logits = by_logits.to(weight.dtype)
+        by_features = torch.bmm(by_logits, weight.view(shares, size, -1)).sum(dim=0)
+        by_weight = torch.bmm(by_logits.transpose(1, 2), features.expand(shares, n, -1)).view_as(weight)
+        return by_features, by_weight, by_bias, by_log_theta, None, None
 
 
-def _dense_part(
-    work: Tensor,
-    theta: Tensor,
-    log_theta: Tensor,
-    values: Tensor,
-    batch: CountBatch,
-    panel: bool,
-    need_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn logits (n, n_genes) into the loss's gradient by them, in place.
-
-    Returns the sums over cells of log(1 + mean / theta) and of the gradient by s, each (n_genes,), and s at the counts.
-    """
-    n, n_genes = work.shape
-    inverse, scaled = theta.reciprocal(), theta / n
-    softplus, slope = torch.zeros_like(theta), torch.zeros_like(theta)
-    log_odds = torch.empty_like(values)
-    library = batch.library.to(work.dtype).unsqueeze(-1)
-    size = n if work.device.type != "cpu" else max(1, _BLOCK // n_genes)
-    buffers = [work.new_empty(min(size, n), n_genes) for _ in range(2)]
-    for start in range(0, n, size):
-        block = work[start : start + size]
-        share, odds = (buffer[: len(block)] for buffer in buffers)
-        here = batch.entries(start, start + len(block))
-        position, genes = batch.position[here], batch.genes[here]
-        rows_library = library[start : start + size]
-
-        log_total = _softmax_into(share, block, panel)
-        offset = (rows_library.log() - log_total).squeeze(-1)
-        s = torch.index_select(work.view(-1), 0, position, out=log_odds[here])
-        s.sub_(log_theta.index_select(0, genes)).add_(offset.index_select(0, batch.rows[here] - start))
-        torch.mul(share, rows_library, out=odds).mul_(inverse)
-        softplus += torch.log1p(odds, out=block).sum(dim=0)
-        if not need_gradient:
-            continue
-        torch.add(odds, 1.0, out=block)
-        by_s = odds.div_(block).mul_(scaled)
-        at_counts = torch.sigmoid(-s).mul_(values[here]).div_(-n)
-        by_s.view(-1).scatter_add_(0, position - start * n_genes, at_counts)
-        slope += by_s.sum(dim=0)
-        torch.addcmul(by_s, share, by_s.sum(dim=1, keepdim=True), value=-1.0, out=block)
-    return softplus, slope, log_odds
+def _n_shares(features: Tensor, n_genes: int) -> int:
+    """Equal shares of the genes, one per thread where they can be divided so."""
+    return math.gcd(n_genes, torch.get_num_threads()) if features.device.type == "cpu" else 1
 
 
-def _softmax_into(out: Tensor, logits: Tensor, panel: bool) -> Tensor:
-    """Softmax of the rows, written into ``out``; returns the log of the sum of the exponentials, (n, 1)."""
-    torch.softmax(logits, dim=1, out=out)
-    # the largest share is one over the sum of the exponentials, taken from the largest logit on
-    log_total = logits.amax(dim=1, keepdim=True) - out.amax(dim=1, keepdim=True).log()
-    if not panel:
-        return log_total
-    out.mul_(torch.sigmoid(log_total))
-    return torch.nn.functional.softplus(log_total)
+def _over_cells(x: Tensor) -> Tensor:
+    """Sum over the cells, (n_genes,), of (shares, n, size): a product, in which every thread keeps to its share."""
+    return torch.bmm(x.new_ones(len(x), 1, x.shape[1]), x).view(-1)
 
 
-def _log_ways(values: Tensor, genes: Tensor, theta: Tensor, need_derivative: bool) -> tuple[Tensor, Tensor]:
-    r"""Log of :math:`\Gamma(x + \theta) / (\Gamma(\theta)\, x!)`, summed over all counts, and its derivative.
+def _loss_of_logits(
+    work: Tensor, log_theta: Tensor, batch: CountBatch, panel: bool, need_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Loss, and its gradient by ``log_theta`` (n_genes,); the logits (shares, n, size) become the gradient by them."""
+    shares, n, size = work.shape
+    theta, library = log_theta.exp(), batch.library.to(work.dtype)
+    counts = batch.counts.by_column if work.device.type == "cpu" else batch.counts.by_row
+    values, rows, genes = counts.values.to(work.dtype), counts.rows, counts.columns
+    place = _place(rows, genes, work.shape)
+    share = torch.softmax(work, dim=-1)  # within the thread's genes; the part is what these have of all
+    log_part = work.amax(dim=-1) - share.amax(dim=-1).log_()
+    log_total = torch.logsumexp(log_part, dim=0)
+    if panel:
+        log_total = softplus(log_total)
+    part = (log_part - log_total).exp_()
+
+    s = work.view(-1).index_select(0, place).sub_(log_theta.index_select(0, genes))
+    s.add_((library.log() - log_total).index_select(0, rows))
+    odds = torch.mul(share, (part * library).unsqueeze(-1)).mul_(theta.reciprocal().view(shares, 1, size))
+    log_odds_sum = _over_cells(torch.log1p(odds, out=work))
+    ways, by_ways = (_log_ways if batch.whole else _log_ways_of_fractions)(values, genes, theta)
+    loss = (torch.dot(theta, log_odds_sum) - ways - torch.dot(values, logsigmoid(s))) / n
+    if not need_gradient:
+        return loss, None
+    by_s = odds.div_(torch.add(odds, 1.0, out=work)).mul_((theta / n).view(shares, 1, size))
+    at_counts = torch.sigmoid(s).mul_(theta.index_select(0, genes)).sub_(torch.sigmoid(s.neg_()).mul_(values)).div_(n)
+    by_s.view(-1).index_put_((place,), at_counts)
+    by_log_theta = (theta * log_odds_sum).sub_(by_ways).div_(n).sub_(_over_cells(by_s))
+    part.mul_(by_s.sum(dim=-1).sum(dim=0))
+    torch.addcmul(by_s, share, part.unsqueeze(-1), value=-1.0, out=work)
+    return loss, by_log_theta
+
+
+def _place(rows: Tensor, genes: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Place of cells and genes in a flat array (shares * n * size,)."""
+    shares, n, size = shape
+    gene = torch.arange(shares * size, device=genes.device).view(shares, size)
+    first = gene + torch.arange(shares, device=genes.device).view(-1, 1) * ((n - 1) * size)
+    return torch.add(first.view(-1).index_select(0, genes), rows, alpha=size)
+
+
+def _log_ways(values: Tensor, genes: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Log of :math:`\Gamma(x + \theta) / (\Gamma(\theta)\, x!)`, summed over all counts, which are whole numbers.
 
     Returns
     -------
-    A scalar, and the derivatives by :math:`\log \theta`, shape (n_genes,).
+    A scalar, and its derivatives by :math:`\log \theta`, shape (n_genes,).
     """
-    whole = values.long()
-    if not torch.equal(whole.to(values.dtype), values):
-        return _log_ways_of_fractions(values, genes, theta)
-    above = _counts_above(whole, genes, theta)
+    above = _counts_above(values, genes, theta)
     counted = torch.arange(_TABLE, dtype=theta.dtype, device=theta.device).unsqueeze(-1)
     terms = theta + counted
     result = torch.dot((terms / (counted + 1.0)).log_().view(-1), above.view(-1))
-    derivative = (above / terms).sum(dim=0).mul_(theta) if need_derivative else result
+    derivative = (above / terms).sum(dim=0).mul_(theta)
     large = (values > _TABLE).nonzero().squeeze(-1)
     if len(large):
         counts, at = values.index_select(0, large), genes.index_select(0, large)
-        scale = theta.index_select(0, at)
-        low, high = scale + _TABLE, scale + counts
-        growth = torch.log1p((counts - _TABLE) / low)
-        rising = (low - 0.5) * growth + (counts - _TABLE) * (high.log() - 1.0) + _stirling(high) - _stirling(low)
+        scale, more = theta.index_select(0, at), counts - _TABLE
+        ends = torch.stack([scale + counts, scale + _TABLE])
+        (rest, slope), (high, low) = (high - low for high, low in map(torch.unbind, _stirling(ends))), ends
+        growth = torch.log1p(more / low)
+        rising = (low - 0.5) * growth + more * (high.log() - 1.0) + rest
         result = result + (rising - torch.lgamma(counts + 1.0) + math.lgamma(_TABLE + 1.0)).sum()
-        if need_derivative:
-            derivative.index_add_(0, at, scale * (growth + _digamma_rest(high) - _digamma_rest(low)))
+        derivative.index_add_(0, at, scale * (growth + slope))
     return result, derivative
 
 
-def _counts_above(whole: Tensor, genes: Tensor, theta: Tensor) -> Tensor:
+def _counts_above(values: Tensor, genes: Tensor, theta: Tensor) -> Tensor:
     """How many counts of every gene are above 0, 1, 2, ...; shape (_TABLE, n_genes), in the precision of ``theta``."""
     n_genes = len(theta)
-    equal = theta.new_zeros(
-        (_TABLE + 1) * n_genes
-    )  # how many are 0, 1, 2, ..., and what is above the table with its last
-    cell = whole.clamp(max=_TABLE).mul_(n_genes).add_(genes)
-    equal.scatter_add_(0, cell, equal.new_ones(len(cell)))
-    return theta.new_ones(_TABLE, _TABLE).triu_() @ equal[n_genes:].view(_TABLE, n_genes)
+    # how many are 0, 1, 2, ..., and what is above the table with its last
+    cell = values.to(torch.int32).clamp_(max=_TABLE).mul_(n_genes).add_(genes)
+    equal = torch.bincount(cell, minlength=(_TABLE + 1) * n_genes)[n_genes:].to(theta.dtype)
+    return theta.new_ones(_TABLE, _TABLE).triu_() @ equal.view(_TABLE, n_genes)
 
 
 def _log_ways_of_fractions(values: Tensor, genes: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,13 +196,12 @@ def _log_ways_of_fractions(values: Tensor, genes: Tensor, theta: Tensor) -> tupl
     return result.sum(), torch.zeros_like(theta).index_add_(0, genes, slope)
 
 
-def _stirling(y: Tensor) -> Tensor:
-    """Stirling's series of log-gamma after its leading terms; below 1e-11 off for y >= 16."""
-    square = y.square()
-    return (1.0 / 12.0 - (1.0 / 360.0 - 1.0 / (1260.0 * square)) / square) / y
+def _stirling(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-gamma after the leading terms of Stirling's series, and digamma less the logarithm.
 
-
-def _digamma_rest(y: Tensor) -> Tensor:
-    """Digamma less the logarithm; below 1e-11 off for y >= 16."""
-    square = y.square()
-    return -0.5 / y - (1.0 / 12.0 - (1.0 / 120.0 - 1.0 / (252.0 * square)) / square) / square
+    Both below 1e-11 off for y >= 16.
+    """
+    inverse = y.reciprocal()
+    square = inverse.square()
+    rest = (1.0 / 12.0 - (1.0 / 360.0 - square / 1260.0) * square) * inverse
+    return rest, -0.5 * inverse - (1.0 / 12.0 - (1.0 / 120.0 - square / 252.0) * square) * square

@@ -60,10 +60,10 @@ def _lognorm_in_place(counts: np.ndarray, library: np.ndarray) -> np.ndarray:
 
 def _set_encoder(module: CFMVCModule, weights: torch.Tensor, center: np.ndarray, offsets: np.ndarray) -> None:
     encoder, k = module.encoder, len(weights)
-    encoder.linear.weight.mul_(0.1)
-    encoder.linear.weight[:k] = weights
-    encoder.linear.bias.copy_(-encoder.linear.weight @ torch.from_numpy(center))
-    encoder.batch_offset.weight.copy_(torch.from_numpy(offsets) @ encoder.linear.weight.T)
+    encoder.linear_weight.mul_(0.1)
+    encoder.linear_weight[:, :k] = weights.T
+    encoder.linear_bias.copy_(-torch.from_numpy(center) @ encoder.linear_weight)
+    encoder.batch_offset.weight.copy_(torch.from_numpy(offsets) @ encoder.linear_weight)
     logvar = slice(len(encoder.heads.weight) // 2, len(encoder.heads.weight) // 2 + module.n_latent)
     encoder.heads.weight[logvar] *= 0.1
     encoder.heads.bias[logvar] = _START_LOGVAR

@@ -11,12 +11,18 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from cfmvc_scvi._sparse import Entries, SparseRows
 
-def mlp(n_in: int, n_hidden: int, n_layers: int, *, dropout: float = 0.0, norm: bool = True) -> nn.Sequential:
-    """Hidden layers of a network: linear, layer norm, SiLU, dropout; ``n_layers`` times."""
+
+def mlp(n_in: int | None, n_hidden: int, n_layers: int, *, dropout: float = 0.0, norm: bool = True) -> nn.Sequential:
+    """Hidden layers of a network: linear, layer norm, SiLU, dropout; ``n_layers`` times.
+
+    Without ``n_in`` the first linear map is not among them.
+    """
     layers: list[nn.Module] = []
     for i in range(n_layers):
-        layers.append(nn.Linear(n_in if i == 0 else n_hidden, n_hidden))
+        if i > 0 or n_in is not None:
+            layers.append(nn.Linear(n_in if i == 0 else n_hidden, n_hidden))
         if norm:
             layers.append(nn.LayerNorm(n_hidden))
         layers.append(nn.SiLU())
@@ -34,46 +40,61 @@ def zero_init(layer: nn.Linear, rows: slice = slice(None)) -> nn.Linear:
     return layer
 
 
-def side_by_side_linear(first: Tensor, second: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Linear map of two inputs side by side, without a copy of them, nor a gradient by one that needs none.
+class GeneLinear(nn.Module):
+    """Linear map of expression, with one row of weights per gene.
+
+    On the CPU a cell whose genes are mostly zero is a short sum of the rows of the others, weighted by their expression
+    (:func:`torch.nn.functional.embedding_bag`), and the gradient by the weights is such a sum over the cells of a gene.
+    At 18 % above zero both take less than half the time of the dense products.
 
     Parameters
     ----------
-    first, second
-        Inputs, shape (n, n_first) and (n, n_second).
-    weight, bias
-        Of the layer, shape (n_out, n_first + n_second) and (n_out,).
-
-    Returns
-    -------
-    Shape (n, n_out): ``F.linear(torch.cat([first, second], dim=-1), weight, bias)``.
+    n_genes
+        Genes.
+    n_out
+        Outputs.
     """
-    if first.dtype != weight.dtype or torch.is_autocast_enabled(first.device.type):
-        parts = weight.split([first.shape[-1], second.shape[-1]], dim=1)
-        return F.linear(first, parts[0], bias) + F.linear(second, parts[1])
-    return _SideBySideLinear.apply(first, second, weight, bias)
+
+    #: Up to this share of values above zero the sums are faster than the dense products.
+    SPARSE_BELOW = 0.3
+
+    def __init__(self, n_genes: int, n_out: int) -> None:
+        super().__init__()
+        bound = n_genes**-0.5
+        self.weight = nn.Parameter(torch.empty(n_genes, n_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(n_out).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor | SparseRows) -> Tensor:
+        """Outputs (n, n_out) of the expression (n, n_genes)."""
+        if isinstance(x, SparseRows):
+            on_cpu = x.by_row.values.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+            # outside training always, so that a cell's outputs do not depend on those beside it
+            if on_cpu and (not self.training or x.density <= self.SPARSE_BELOW):
+                return _WeightedRows.apply(x, self.weight) + self.bias
+            x = x.dense()
+        return torch.addmm(self.bias, x, self.weight)
 
 
-class _SideBySideLinear(torch.autograd.Function):
-    """See :func:`side_by_side_linear`; the gradient by the weights is written in place, each part by its product."""
+class _WeightedRows(torch.autograd.Function):
+    """Product of sparse rows (n, n_columns) with a dense matrix (n_columns, n_out)."""
 
     @staticmethod
-    def forward(ctx: Any, first: Tensor, second: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(first, second, weight)
-        cut = first.shape[-1]
-        return torch.addmm(bias, first, weight[:, :cut].T).addmm_(second, weight[:, cut:].T)
+    def forward(ctx: Any, x: SparseRows, weight: Tensor) -> Tensor:
+        ctx.x = x
+        return _weighted_sums(x.by_row, x.by_row.columns, weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        first, second, weight = ctx.saved_tensors
-        cut = first.shape[-1]
-        by_weight = torch.empty_like(weight)
-        torch.mm(upstream.T, first, out=by_weight[:, :cut])
-        torch.mm(upstream.T, second, out=by_weight[:, cut:])
-        by_first = upstream @ weight[:, :cut] if ctx.needs_input_grad[0] else None
-        by_second = upstream @ weight[:, cut:] if ctx.needs_input_grad[1] else None
-        return by_first, by_second, by_weight, upstream.sum(dim=0)
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor]:
+        return None, _weighted_sums(ctx.x.by_column, ctx.x.by_column.rows, upstream.contiguous())
+
+
+def _weighted_sums(entries: Entries, index: Tensor, table: Tensor) -> Tensor:
+    """For every line of entries the sum of their rows of the table, which ``index`` names, times their values."""
+    starts = torch.from_numpy(entries.starts).to(index.dtype)
+    return F.embedding_bag(
+        index, table, starts, mode="sum", per_sample_weights=entries.values, include_last_offset=True
+    )
 
 
 class CovariateEmbedding(nn.Module):

@@ -67,11 +67,11 @@ class NBDecoder(nn.Module):
 
     def logits(self, z_int: Tensor, z_tech: Tensor) -> Tensor:
         """Logits of the shares, shape (n, n_output), in the precision of the matrix products."""
-        return self.logits_of(torch.cat([z_int, z_tech], dim=-1))
+        return self.output(self.features(torch.cat([z_int, z_tech], dim=-1)))
 
-    def logits_of(self, z: Tensor) -> Tensor:
-        """The same for both latents side by side, shape (n, n_latent + n_latent_technical)."""
-        return self.output(z if self.hidden is None else torch.cat([z, self.hidden(z)], dim=-1))
+    def features(self, z: Tensor) -> Tensor:
+        """Input of :attr:`output`, from both latents side by side (n, n_latent + n_latent_technical)."""
+        return z if self.hidden is None else torch.cat([z, self.hidden(z)], dim=-1)
 
     @property
     def linear_weight(self) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cfmvc_scvi._constants import LOGVAR_BOUNDS
-from cfmvc_scvi.nn.blocks import CovariateEmbedding, mlp, side_by_side_linear, zero_init
+from cfmvc_scvi._sparse import SparseRows
+from cfmvc_scvi.nn.blocks import CovariateEmbedding, GeneLinear, mlp, zero_init
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,32 @@ class Encoder(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.n_hidden = n_hidden
         self.covariates = CovariateEmbedding(n_categories)
-        self.hidden = mlp(n_input + self.covariates.n_out + n_continuous, n_hidden, n_layers, dropout=dropout)
-        self.linear = nn.Linear(n_input, n_latent)
+        #: Columns: the first hidden layer, then the linear map.
+        self.genes = GeneLinear(n_input, n_hidden + n_latent)
+        self.beside_genes = nn.Linear(self.covariates.n_out + n_continuous, n_hidden, bias=False)
+        nn.init.uniform_(self.beside_genes.weight, -(n_input**-0.5), n_input**-0.5)
+        self.hidden = mlp(None, n_hidden, n_layers, dropout=dropout)
         self.batch_offset = nn.Embedding(n_categories[0], n_latent)
         nn.init.zeros_(self.batch_offset.weight)
         #: Rows: means of the intrinsic and of the technical latent, then their log-variances.
         self.heads = nn.Linear(n_hidden, 2 * (n_latent + n_latent_technical))
         zero_init(self.heads, rows=slice(n_latent))
 
-    def forward(self, x_lognorm: Tensor, categorical: Tensor, continuous: Tensor | None = None) -> Posterior:
+    @property
+    def linear_weight(self) -> Tensor:
+        """Linear map from the expression to the mean of the intrinsic latent, shape (n_input, n_latent)."""
+        return self.genes.weight[:, self.n_hidden :]
+
+    @property
+    def linear_bias(self) -> Tensor:
+        """Bias of the linear map, shape (n_latent,)."""
+        return self.genes.bias[self.n_hidden :]
+
+    def forward(
+        self, x_lognorm: Tensor | SparseRows, categorical: Tensor, continuous: Tensor | None = None
+    ) -> Posterior:
         """Posterior of the cells.
 
         Parameters
@@ -86,17 +103,10 @@ class Encoder(nn.Module):
         parts = [self.covariates(categorical)]
         if continuous is not None:
             parts.append(continuous)
-        h = self._hidden(x_lognorm, torch.cat(parts, dim=-1))
-        linear = self.linear(x_lognorm) - self.batch_offset(categorical[:, 0])
+        from_genes, linear = self.genes(x_lognorm).tensor_split([self.n_hidden], dim=-1)
+        h = self.hidden(torch.addmm(from_genes, torch.cat(parts, dim=-1), self.beside_genes.weight.T))
+        linear = linear - self.batch_offset(categorical[:, 0])
         n_latent = linear.shape[-1]
         mean, logvar = self.heads(h).chunk(2, dim=-1)
         mean = torch.cat([linear + mean[:, :n_latent], mean[:, n_latent:]], dim=-1)
         return Posterior(mean, logvar.clamp(*LOGVAR_BOUNDS), n_latent)
-
-    def _hidden(self, x_lognorm: Tensor, covariates: Tensor) -> Tensor:
-        """Hidden layers of genes and covariates side by side."""
-        first, *rest = self.hidden
-        h = side_by_side_linear(x_lognorm, covariates, first.weight, first.bias)
-        for layer in rest:
-            h = layer(h)
-        return h

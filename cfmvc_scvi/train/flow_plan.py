@@ -10,14 +10,8 @@ from torch import Tensor
 
 from cfmvc_scvi._types import FlowBatch
 from cfmvc_scvi.module import CFMVCModule
-from cfmvc_scvi.train.modes import (
-    EpochSums,
-    FiniteWatch,
-    LeanSteps,
-    check_finite_weights,
-    fused_where_possible,
-    set_modes,
-)
+from cfmvc_scvi.train.modes import EpochSums, FiniteWatch, check_finite_weights, set_modes
+from cfmvc_scvi.train.steps import LeanSteps, fused_where_possible
 
 
 class FlowTrainingPlan(LeanSteps, LightningModule):

@@ -1,4 +1,4 @@
-"""Train and eval modes, gradients and checks that both plans share."""
+"""Train and eval modes, sums of losses and checks that both plans share."""
 
 from __future__ import annotations
 
@@ -67,53 +67,6 @@ class FiniteWatch:
         if loss.device.type == "cpu" or last or self._steps % self._every == 0:
             check_finite_loss(self._sum, *self._what, epoch, *self._remedy)
             self._sum = 0.0
-
-
-def fused_where_possible(
-    optimizer: type[torch.optim.Optimizer], parameters: Iterable[nn.Parameter], trainer: Any, **settings: Any
-) -> torch.optim.Optimizer:
-    """Optimiser whose step is one kernel, on devices that have it.
-
-    Not in mixed precision, where Lightning clips no gradients of a fused optimiser.
-    """
-    parameters = list(parameters)
-    fused = {p.device.type for p in parameters} <= {"cpu", "cuda"} and "16" not in str(trainer.precision)
-    return optimizer(parameters, fused=fused or None, **settings)
-
-
-class LeanSteps:
-    """Plan without work that steps of a small network would feel.
-
-    Gradients whose norm needs no clipping are left alone, and others are scaled where the optimiser reads them:
-    Lightning's own clipping multiplies every gradient by a factor. On other devices than the CPU, where looking at the
-    norm waits for the device, it is Lightning's own. And gradients are dropped without the optimiser's bookkeeping.
-    """
-
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """See :meth:`lightning.pytorch.LightningModule.optimizer_zero_grad`."""
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                p.grad = None
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """See :meth:`lightning.pytorch.LightningModule.configure_gradient_clipping`."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        by_norm = gradient_clip_val and gradient_clip_algorithm in (None, "norm")
-        on_cpu = all(p.device.type == "cpu" for p in parameters)
-        if not (by_norm and on_cpu and parameters and hasattr(nn.utils, "get_total_norm")):
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
-            return
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
-        needed = not float(norm) <= gradient_clip_val
-        if optimizer.defaults.get("fused"):  # divides the gradients by it in its own pass over them
-            optimizer.grad_scale = (norm + 1e-6) / gradient_clip_val if needed else None
-        elif needed:
-            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
 
 def check_finite_weights(parts: Iterable[nn.Module], stage: str, argument: str, lr: float) -> None:

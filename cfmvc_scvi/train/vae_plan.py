@@ -10,15 +10,8 @@ from torch import Tensor
 
 from cfmvc_scvi._types import CountBatch
 from cfmvc_scvi.module import CFMVCModule, ElboTerms
-from cfmvc_scvi.train.modes import (
-    EpochSums,
-    FiniteWatch,
-    LeanSteps,
-    check_finite_weights,
-    fused_where_possible,
-    reject_unknown,
-    set_modes,
-)
+from cfmvc_scvi.train.modes import EpochSums, FiniteWatch, check_finite_weights, reject_unknown, set_modes
+from cfmvc_scvi.train.steps import LeanSteps, fused_where_possible
 
 
 class VAETrainingPlan(LeanSteps, TrainingPlan):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -58,15 +60,16 @@ def test_a_batch_holds_the_cells_asked_for(name):
     rows = np.array([7, 4, 0, 22, 7])
     batch = SOURCES[name]().batch(rows)
     library = np.maximum(counts().sum(axis=1), 1.0)[rows]
-    np.testing.assert_array_equal(batch.counts().numpy(), counts()[rows])
-    np.testing.assert_allclose(batch.lognorm(), np.log1p(counts()[rows] / library[:, None] * 1e4), rtol=1e-6)
+    np.testing.assert_array_equal(batch.counts.dense().numpy(), counts()[rows])
+    np.testing.assert_allclose(batch.lognorm.dense(), np.log1p(counts()[rows] / library[:, None] * 1e4), rtol=1e-6)
     np.testing.assert_array_equal(batch.library.numpy(), library)
     np.testing.assert_array_equal(batch.context.batch.numpy(), rows % 2)
     np.testing.assert_array_equal(batch.context.labels.numpy(), rows % 3)
-    assert len(batch) == 5 and batch.values.dtype == torch.float32 and batch.context.spatial is None
+    entries = batch.counts.by_row
+    assert len(batch) == 5 and entries.values.dtype == torch.float32 and batch.context.spatial is None
     for cell in range(5):
-        here = batch.entries(cell, cell + 1)
-        assert (batch.rows[here] == cell).all() and here.stop - here.start == (counts()[rows[cell]] > 0).sum()
+        here = entries.rows[entries.starts[cell] : entries.starts[cell + 1]]
+        assert (here == cell).all() and len(here) == (counts()[rows[cell]] > 0).sum()
 
 
 def test_continuous_covariates_are_float32():
@@ -81,7 +84,7 @@ def test_the_users_matrix_is_neither_copied_nor_changed():
     source = HostCounts(table(matrix))
     assert source.counts is matrix
     batch = source.batch(np.arange(N))
-    batch.values.mul_(2.0)
+    batch.counts.by_row.values.mul_(2.0)
     assert (matrix != before).nnz == 0
 
 
@@ -130,11 +133,29 @@ def test_parts_of_a_batch_are_batches(name, size):
     rows, source = np.array([7, 4, 0, 22, 7]), SOURCES[name]()
     for i, part in enumerate(source.batch(rows).split(size)):
         alone = source.batch(rows[i * size : (i + 1) * size])
-        assert torch.equal(part.counts(), alone.counts()) and torch.equal(part.lognorm(), alone.lognorm())
-        assert torch.equal(part.position, alone.position) and torch.equal(part.library, alone.library)
+        for matrix in ("counts", "lognorm"):
+            ours, expected = getattr(part, matrix), getattr(alone, matrix)
+            assert torch.equal(ours.dense(), expected.dense()) and len(ours) == len(expected) == len(part)
+            for order in ("by_row", "by_column"):
+                for name, value in vars(getattr(expected, order)).items():
+                    np.testing.assert_array_equal(getattr(getattr(ours, order), name), value)
+        assert torch.equal(part.library, alone.library)
         assert torch.equal(part.context.categorical, alone.context.categorical)
-        np.testing.assert_array_equal(part.starts, alone.starts)
     assert i == -(-len(rows) // size) - 1
+
+
+def test_a_batch_is_freed_without_the_garbage_collector():
+    """Batches that refer to themselves would pile up by hundreds."""
+    source = SOURCES["csr"]()
+    gc.disable()
+    try:
+        batch = next(source.batch(np.arange(9)).split(4))
+        assert len(batch.lognorm.by_column) == len(batch.counts.by_column)
+        seen = weakref.ref(batch)
+        del batch
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 def test_a_pass_is_a_permutation_and_a_new_one_every_time():
@@ -198,5 +219,6 @@ def test_a_batch_moves_as_a_whole():
     batch = SOURCES["csr"]().batch(np.array([2, 9]))
     moved = batch.to("meta")
     assert isinstance(moved, CountBatch)
-    tensors = (moved.values, moved.rows, moved.genes, moved.library, moved.context.categorical, moved.position)
+    entries = moved.counts.by_row
+    tensors = (entries.values, entries.rows, entries.columns, moved.library, moved.context.categorical)
     assert {x.device.type for x in tensors} == {"meta"}

@@ -10,23 +10,28 @@ import torch
 from scipy import sparse
 from scvi.distributions import NegativeBinomial
 
+from cfmvc_scvi._sparse import SparseRows
 from cfmvc_scvi._types import CountBatch, FlowContext
 from cfmvc_scvi.module import count_loss
 from cfmvc_scvi.module.count_loss import reconstruction_loss
 from cfmvc_scvi.module.likelihood import nb_log_prob
 
 
-def batch_of(counts: np.ndarray, dtype=torch.float64, library: np.ndarray | None = None) -> CountBatch:
-    matrix = sparse.csr_matrix(counts)
+def batch_of(counts: np.ndarray, dtype=np.float64, library: np.ndarray | None = None) -> CountBatch:
     library = np.maximum(counts.sum(axis=1), 1.0) if library is None else library
     return CountBatch(
-        values=torch.tensor(matrix.data, dtype=dtype),
-        rows=torch.tensor(np.repeat(np.arange(len(counts)), np.diff(matrix.indptr))),
-        genes=torch.tensor(matrix.indices.astype(np.int64)),
-        starts=matrix.indptr,
-        library=torch.tensor(library, dtype=dtype),
+        counts=SparseRows.from_scipy(sparse.csr_matrix(counts.astype(dtype))),
+        library=torch.from_numpy(library.astype(dtype)),
         context=FlowContext(torch.zeros(len(counts), 2, dtype=torch.long)),
-        n_genes=counts.shape[1],
+        whole=bool((counts == np.floor(counts)).all()),
+    )
+
+
+def loss_of(logits: torch.Tensor, log_theta: torch.Tensor, batch: CountBatch, panel: bool = False) -> torch.Tensor:
+    """The loss of these logits: behind a last layer that changes nothing."""
+    n_genes = logits.shape[1]
+    return reconstruction_loss(
+        logits, torch.eye(n_genes, dtype=logits.dtype), logits.new_zeros(n_genes), log_theta, batch, panel=panel
     )
 
 
@@ -51,19 +56,31 @@ def with_gradients(loss: torch.Tensor, *inputs: torch.Tensor) -> list[torch.Tens
 
 
 @pytest.mark.parametrize("panel", [False, True])
-@pytest.mark.parametrize("block", [1, 300, 1 << 17])
+@pytest.mark.parametrize("shares", [1, 2, 5])
 @pytest.mark.parametrize("scale", [1.0, 0.3])
-def test_agrees_with_the_dense_computation(monkeypatch, panel, block, scale):
-    """Also where a block holds one cell, where the last block is smaller, and for values that are no counts."""
-    monkeypatch.setattr(count_loss, "_BLOCK", block)
-    counts, logits, log_theta = draw()
+def test_agrees_with_the_dense_computation(monkeypatch, panel, shares, scale):
+    """Value and all four gradients, however the genes are shared out, and for values that are no counts."""
+    monkeypatch.setattr(count_loss, "_n_shares", lambda features, n_genes: shares)
+    counts, features, log_theta = draw()
     counts = counts * scale
     batch = batch_of(counts)
-    ours = with_gradients(reconstruction_loss(logits, log_theta, batch, panel=panel), logits, log_theta)
+    rng = np.random.default_rng(3)
+    weight = torch.tensor(rng.normal(scale=0.2, size=(50, 50)), requires_grad=True)
+    bias = torch.tensor(rng.normal(size=50), requires_grad=True)
+    inputs = (features, weight, bias, log_theta)
+    ours = with_gradients(reconstruction_loss(*inputs, batch, panel=panel), *inputs)
+    logits = torch.nn.functional.linear(features, weight, bias)
     dense = nb_log_prob(torch.tensor(counts), log_mean(logits, batch, panel), log_theta.exp())
-    expected = with_gradients(-dense.sum(dim=1).mean(), logits, log_theta)
+    expected = with_gradients(-dense.sum(dim=1).mean(), *inputs)
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-8)
+
+
+@pytest.mark.parametrize(("n_genes", "threads", "expected"), [(2000, 2, 2), (2001, 2, 1), (2000, 6, 2), (7, 7, 7)])
+def test_genes_are_shared_out_evenly(monkeypatch, n_genes, threads, expected):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert count_loss._n_shares(torch.zeros(1), n_genes) == expected
+    assert count_loss._n_shares(torch.zeros(1, device="meta"), n_genes) == 1
 
 
 def test_agrees_with_scvi():
@@ -71,7 +88,7 @@ def test_agrees_with_scvi():
     counts, logits, _ = draw()
     batch = batch_of(counts)
     log_theta = torch.linspace(-3.0, 6.0, counts.shape[1], dtype=torch.float64).requires_grad_()
-    ours = with_gradients(reconstruction_loss(logits, log_theta, batch), logits, log_theta)
+    ours = with_gradients(loss_of(logits, log_theta, batch), logits, log_theta)
     law = NegativeBinomial(mu=log_mean(logits, batch, False).exp(), theta=log_theta.exp())
     scvi = with_gradients(-law.log_prob(torch.tensor(counts)).sum(dim=1).mean(), logits, log_theta)
     for a, b in zip(ours, scvi, strict=True):
@@ -83,7 +100,7 @@ def test_gradients_are_numerically_right(panel):
     counts, logits, log_theta = draw(6, 9)
     counts[0, 0] = 40.0  # differences of a count of 1e6 are too coarse
     batch, log_theta = batch_of(counts), (log_theta.detach() / 4.0).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, t: reconstruction_loss(x, t, batch, panel=panel), (logits, log_theta))
+    assert torch.autograd.gradcheck(lambda x, t: loss_of(x, t, batch, panel=panel), (logits, log_theta))
 
 
 @pytest.mark.parametrize("log_theta", [-12.0, 0.0, 12.0])
@@ -96,9 +113,9 @@ def test_float32_keeps_its_digits_at_the_extremes(log_theta, shift):
     counts = np.array([[0.0, 1.0, 3.0, 1e6, 20.0], [0.0, 0.0, 0.0, 2.0, 0.0], [0.0, 1e4, 0.0, 0.0, 17.0]])
     logits = torch.tensor([[0.0, shift, 1.0, 3.0, -1.0]], dtype=torch.float64).repeat(3, 1).requires_grad_()
     theta = torch.full((5,), log_theta, dtype=torch.float64, requires_grad=True)
-    fine = with_gradients(reconstruction_loss(logits, theta, batch_of(counts)), logits, theta)
+    fine = with_gradients(loss_of(logits, theta, batch_of(counts)), logits, theta)
     logits32, theta32 = (x.detach().float().requires_grad_() for x in (logits, theta))
-    coarse = with_gradients(reconstruction_loss(logits32, theta32, batch_of(counts, torch.float32)), logits32, theta32)
+    coarse = with_gradients(loss_of(logits32, theta32, batch_of(counts, np.float32)), logits32, theta32)
     assert all(torch.isfinite(x).all() for x in coarse)
     assert abs(coarse[0].item() - fine[0].item()) < 1e-7 * math.lgamma(1e6)
     for a, b in zip(coarse[1:], fine[1:], strict=True):
@@ -109,7 +126,7 @@ def test_float32_keeps_its_digits_at_the_extremes(log_theta, shift):
 @pytest.mark.parametrize("theta", [1e-5, 0.3, 20.0, 1.6e5])
 def test_log_ways_are_differences_of_log_gammas(x, theta):
     value, derivative = count_loss._log_ways(
-        torch.tensor([x], dtype=torch.float64), torch.tensor([1]), torch.tensor([2.0, theta], dtype=torch.float64), True
+        torch.tensor([x], dtype=torch.float64), torch.tensor([1]), torch.tensor([2.0, theta], dtype=torch.float64)
     )
     expected = math.lgamma(x + theta) - math.lgamma(theta) - math.lgamma(x + 1.0)
     t = torch.tensor(theta, dtype=torch.float64)
@@ -122,8 +139,8 @@ def test_log_ways_of_many_counts_add_up():
     """Stored zeros count nothing; a gene's derivative is that of its own counts."""
     values = torch.tensor([3.0, 0.0, 1.0, 40.0, 3.0, 16.0], dtype=torch.float64)
     genes, theta = torch.tensor([0, 1, 2, 2, 0, 1]), torch.tensor([0.5, 2.0, 30.0], dtype=torch.float64)
-    value, derivative = count_loss._log_ways(values, genes, theta, True)
-    apart = [count_loss._log_ways(values[i : i + 1], genes[i : i + 1], theta, True) for i in range(len(values))]
+    value, derivative = count_loss._log_ways(values, genes, theta)
+    apart = [count_loss._log_ways(values[i : i + 1], genes[i : i + 1], theta) for i in range(len(values))]
     assert value.item() == pytest.approx(sum(v.item() for v, _ in apart), rel=1e-12)
     torch.testing.assert_close(derivative, sum(d for _, d in apart))
     fractions = count_loss._log_ways_of_fractions(values, genes, theta)
@@ -134,15 +151,15 @@ def test_log_ways_of_many_counts_add_up():
 def test_a_cell_without_counts_has_the_closed_form():
     """One gene, library 1: theta log(1 + 1 / theta), whatever the logit."""
     batch = batch_of(np.zeros((1, 1)))
-    loss = reconstruction_loss(torch.full((1, 1), 5.0).double(), torch.full((1,), 2.0).double().log(), batch)
+    loss = loss_of(torch.full((1, 1), 5.0).double(), torch.full((1,), 2.0).double().log(), batch)
     assert loss.item() == pytest.approx(2.0 * math.log(1.5), rel=1e-12)
 
 
 def test_a_constant_on_all_logits_changes_nothing_and_their_gradients_sum_to_zero():
     counts, logits, log_theta = draw()
     batch = batch_of(counts)
-    loss, gradient, _ = with_gradients(reconstruction_loss(logits, log_theta, batch), logits, log_theta)
-    moved = reconstruction_loss(logits + torch.arange(len(logits)).unsqueeze(1), log_theta, batch)
+    loss, gradient, _ = with_gradients(loss_of(logits, log_theta, batch), logits, log_theta)
+    moved = loss_of(logits + torch.arange(len(logits)).unsqueeze(1), log_theta, batch)
     assert moved.item() == pytest.approx(loss.item(), rel=1e-12)
     assert gradient.sum(dim=1).abs().max() < 1e-9 * gradient.abs().max()
 
@@ -150,38 +167,40 @@ def test_a_constant_on_all_logits_changes_nothing_and_their_gradients_sum_to_zer
 def test_order_of_the_cells_changes_nothing():
     counts, logits, log_theta = draw()
     order = np.random.default_rng(1).permutation(len(counts))
-    loss = reconstruction_loss(logits, log_theta, batch_of(counts))
-    assert reconstruction_loss(logits[order], log_theta, batch_of(counts[order])).item() == pytest.approx(loss.item())
+    loss = loss_of(logits, log_theta, batch_of(counts))
+    assert loss_of(logits[order], log_theta, batch_of(counts[order])).item() == pytest.approx(loss.item())
 
 
-def test_without_gradients_and_in_place_the_value_is_the_same():
+def test_without_gradients_the_value_is_the_same_and_the_inputs_are_left_alone():
     counts, logits, log_theta = draw()
     batch = batch_of(counts)
-    loss = reconstruction_loss(logits, log_theta, batch)
     kept = logits.detach().clone()
+    loss = loss_of(logits, log_theta, batch)
     with torch.no_grad():
-        assert reconstruction_loss(logits, log_theta, batch).item() == pytest.approx(loss.item(), rel=1e-14)
-        assert torch.equal(logits.detach(), kept)
-        assert reconstruction_loss(kept, log_theta, batch, overwrite=True).item() == pytest.approx(loss.item())
-    assert not torch.equal(logits.detach(), kept)
+        assert loss_of(logits, log_theta, batch).item() == pytest.approx(loss.item(), rel=1e-14)
+    loss.backward()
+    assert torch.equal(logits.detach(), kept)
 
 
 def test_the_gradient_scales_with_what_comes_from_above():
     counts, logits, log_theta = draw()
-    once = torch.autograd.grad(reconstruction_loss(logits, log_theta, batch_of(counts)), (logits, log_theta))
-    thrice = torch.autograd.grad(3.0 * reconstruction_loss(logits, log_theta, batch_of(counts)), (logits, log_theta))
+    once = torch.autograd.grad(loss_of(logits, log_theta, batch_of(counts)), (logits, log_theta))
+    thrice = torch.autograd.grad(3.0 * loss_of(logits, log_theta, batch_of(counts)), (logits, log_theta))
     for a, b in zip(once, thrice, strict=True):
         torch.testing.assert_close(3.0 * a, b)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_logits_are_worked_on_in_float32(dtype):
+def test_under_autocast_the_products_are_coarse_and_the_likelihood_is_not():
     counts, logits, log_theta = draw()
-    half = logits.detach().to(dtype).requires_grad_()
-    log_theta = log_theta.detach().float()
-    batch = batch_of(counts, torch.float32)
-    loss = reconstruction_loss(half, log_theta, batch, overwrite=True)
-    loss.backward()
-    expected = reconstruction_loss(half.detach().float(), log_theta, batch)
-    assert loss.dtype == torch.float32 and half.grad.dtype == dtype
+    inputs = [logits, torch.eye(50), torch.zeros(50), log_theta]
+    inputs = [x.detach().float().requires_grad_() for x in inputs]
+    batch = batch_of(counts, np.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = reconstruction_loss(*inputs, batch)
+    gradients = torch.autograd.grad(loss, inputs)
+    rounded = inputs[0].detach().bfloat16().float()
+    expected = loss_of(rounded, inputs[3], batch)
+    assert loss.dtype == torch.float32 and {g.dtype for g in gradients} == {torch.float32}
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    (by_log_theta,) = torch.autograd.grad(expected, inputs[3])
+    torch.testing.assert_close(gradients[3], by_log_theta)

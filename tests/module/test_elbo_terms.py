@@ -8,8 +8,10 @@ import torch
 from scipy import sparse
 from torch.distributions import Normal
 
+from cfmvc_scvi._sparse import SparseRows
 from cfmvc_scvi._types import CountBatch, FlowContext
 from cfmvc_scvi.module import CFMVCModule, cfmvc_module
+from cfmvc_scvi.nn.blocks import GeneLinear
 
 N, G = 30, 24
 
@@ -18,18 +20,13 @@ def batch_of(*, size_factor: bool = False, covariates: bool = False) -> CountBat
     rng = np.random.default_rng(0)
     counts = rng.poisson(rng.gamma(0.4, 3.0, size=(N, G))).astype(np.float32)
     counts[2], counts[5, 1] = 0.0, 400.0
-    matrix = sparse.csr_matrix(counts)
     library = np.maximum(counts.sum(axis=1), 1.0)
     codes = [rng.integers(2, size=N), rng.integers(3, size=N)] + ([rng.integers(4, size=N)] if covariates else [])
     continuous = torch.tensor(rng.normal(size=(N, 1)), dtype=torch.float32) if covariates else None
     return CountBatch(
-        values=torch.from_numpy(matrix.data),
-        rows=torch.from_numpy(np.repeat(np.arange(N), np.diff(matrix.indptr))),
-        genes=torch.from_numpy(matrix.indices.astype(np.int64)),
-        starts=matrix.indptr,
+        counts=SparseRows.from_scipy(sparse.csr_matrix(counts)),
         library=torch.from_numpy(library * (3.0 if size_factor else 1.0)),
         context=FlowContext(torch.tensor(np.stack(codes, axis=1)), continuous),
-        n_genes=G,
         has_size_factor=size_factor,
     )
 
@@ -52,8 +49,10 @@ def module_for(**kwargs) -> CFMVCModule:
         ({"n_cats_per_cov": [4], "n_continuous_cov": 1}, {"covariates": True}),
     ],
 )
-def test_terms_and_gradients_are_those_of_the_reported_loss(monkeypatch, options, data):
+@pytest.mark.parametrize("as_sparse", [True, False])
+def test_terms_and_gradients_are_those_of_the_reported_loss(monkeypatch, options, data, as_sparse):
     """With the posterior mean in place of a draw, which the two ways take from the generator differently."""
+    monkeypatch.setattr(GeneLinear, "SPARSE_BELOW", float(as_sparse))
     monkeypatch.setattr(cfmvc_module, "gaussian_draw", lambda mean, logvar: mean)
     monkeypatch.setattr(Normal, "rsample", lambda self, shape=(): self.loc)
     module, batch = module_for(**options), batch_of(**data)

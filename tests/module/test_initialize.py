@@ -29,7 +29,7 @@ def test_the_components_are_computed_in_the_memory_of_the_counts():
     y = np.log1p(before / library[:, None] * 1e4)
     np.testing.assert_allclose(counts, y - y.mean(axis=0), atol=2e-5)
     _, _, axes = np.linalg.svd(y - y.mean(axis=0), full_matrices=False)
-    found = module.encoder.linear.weight.detach().numpy()
+    found = module.encoder.linear_weight.T.detach().numpy()
     found = found / np.linalg.norm(found, axis=1, keepdims=True)
     np.testing.assert_allclose(np.abs(found @ axes[:3].T), np.eye(3), atol=0.05)
     share = before.sum(axis=0) + 0.5

@@ -1,51 +1,81 @@
-"""Building blocks: a linear map of two inputs side by side."""
+"""Building blocks: a linear map of expression that is mostly zero."""
 
+import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
+from scipy import sparse
 
-from cfmvc_scvi.nn.blocks import side_by_side_linear
+from cfmvc_scvi._sparse import SparseRows
+from cfmvc_scvi.nn import blocks
+from cfmvc_scvi.nn.blocks import GeneLinear
+
+N, G, OUT = 9, 14, 5
 
 
-def inputs(dtype=torch.float64) -> list[torch.Tensor]:
+def expression(dtype=np.float64, density: float = 0.2) -> SparseRows:
+    """Rows with a cell and a gene that have no entry."""
+    dense = sparse.random(N, G, density, random_state=1, dtype=dtype).toarray()
+    dense[3], dense[:, 6] = 0.0, 0.0
+    return SparseRows.from_scipy(sparse.csr_matrix(dense))
+
+
+def layer(dtype=torch.float64) -> GeneLinear:
     torch.manual_seed(0)
-    shapes = ((5, 7), (5, 3), (4, 10), (4,))
-    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+    return GeneLinear(G, OUT).to(dtype)
 
 
-def test_it_is_the_linear_map_of_the_joined_inputs():
-    first, second, weight, bias = inputs()
-    ours = side_by_side_linear(first, second, weight, bias)
-    joined = F.linear(torch.cat([first, second], dim=1), weight, bias)
-    torch.testing.assert_close(ours, joined)
-    factor = torch.arange(ours.numel()).view_as(ours)
-    wanted = (first, second, weight, bias)
-    for a, b in zip(
-        torch.autograd.grad((ours * factor).sum(), wanted),
-        torch.autograd.grad((joined * factor).sum(), wanted),
-        strict=True,
-    ):
+def outputs_and_gradients(linear: GeneLinear, x: torch.Tensor | SparseRows) -> list[torch.Tensor]:
+    out = linear(x)
+    factor = torch.arange(out.numel(), dtype=out.dtype).view_as(out)
+    return [out, *torch.autograd.grad((out * factor).sum(), list(linear.parameters()))]
+
+
+@pytest.mark.parametrize(("dtype", "numpy_dtype"), [(torch.float32, np.float32), (torch.float64, np.float64)])
+def test_sparse_and_dense_agree_with_the_product(dtype, numpy_dtype):
+    linear, x = layer(dtype), expression(numpy_dtype)
+    sparse_way, dense_way = (outputs_and_gradients(linear, given) for given in (x, x.dense()))
+    torch.testing.assert_close(dense_way[0], x.dense() @ linear.weight + linear.bias)
+    for a, b in zip(sparse_way, dense_way, strict=True):
         torch.testing.assert_close(a, b)
-        assert a.is_contiguous()
+    assert not sparse_way[1][6].any()  # the gene that no cell expresses
 
 
 def test_gradients_are_numerically_right():
-    assert torch.autograd.gradcheck(side_by_side_linear, inputs())
+    x = expression()
+    weight = torch.randn(G, OUT, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda w: blocks._WeightedRows.apply(x, w), (weight,))
 
 
-@pytest.mark.parametrize("which", [0, 1])
-def test_an_input_may_need_no_gradient(which):
-    wanted = inputs()
-    wanted[which] = wanted[which].detach()
-    side_by_side_linear(*wanted).sum().backward()
-    assert [x.grad is None for x in wanted] == [i == which for i in range(4)]
+def test_cells_without_any_counts():
+    linear, nothing = layer(), SparseRows.from_scipy(sparse.csr_matrix((4, G)))
+    out, by_weight, _ = outputs_and_gradients(linear, nothing)
+    assert torch.equal(out, linear.bias.expand(4, OUT)) and not by_weight.any()
+
+
+@pytest.mark.parametrize(("below", "expected"), [(1.0, 1), (0.0, 0)])
+def test_which_way_is_taken_depends_on_the_density(monkeypatch, below, expected):
+    taken = []
+    monkeypatch.setattr(GeneLinear, "SPARSE_BELOW", below)
+    monkeypatch.setattr(blocks, "_weighted_sums", lambda entries, index, table: taken.append(1) or torch.zeros(N, OUT))
+    layer()(expression())
+    assert len(taken) == expected
 
 
 def test_autocast_keeps_its_precision():
-    first, second, weight, bias = inputs(torch.float32)
+    linear, x = layer(torch.float32), expression(np.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = side_by_side_linear(first, second, weight, bias)
+        out = linear(x)
     assert out.dtype == torch.bfloat16
-    torch.testing.assert_close(
-        out.float(), F.linear(torch.cat([first, second], dim=1), weight, bias), rtol=0.05, atol=0.1
-    )
+    torch.testing.assert_close(out.float(), linear(x), rtol=0.05, atol=0.05)
+
+
+def test_parts_without_an_entry_and_the_last_one_smaller():
+    x = expression()
+    parts = list(x.parts(4))
+    assert [len(part) for part in parts] == [4, 4, 1]
+    assert torch.equal(torch.cat([part.dense() for part in parts]), x.dense())
+    for part in parts:
+        turned = part.by_column
+        back = sparse.csc_matrix((turned.values, turned.rows, turned.starts), (len(part), G)).toarray()
+        np.testing.assert_array_equal(back, part.dense())
+        np.testing.assert_array_equal(turned.columns, np.repeat(np.arange(G), np.diff(turned.starts)))

@@ -9,7 +9,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from cfmvc_scvi.train.modes import EpochSums, FiniteWatch, fused_where_possible
+from cfmvc_scvi.train.modes import EpochSums, FiniteWatch
+from cfmvc_scvi.train.steps import fused_where_possible
 
 STAGE_1 = {
     *(
