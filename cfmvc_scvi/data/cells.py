@@ -86,7 +86,7 @@ class CellTable:
         for start in range(0, len(self), size):
             yield slice(start, min(start + size, len(self)))
 
-    def batch(self, rows: slice) -> CountBatch:
+    def batch(self, rows: slice | np.ndarray) -> CountBatch:
         """Counts of some rows without their zeros, and what stage 1 knows of the cells."""
         counts = sparse.csr_matrix(self.counts[rows], dtype=np.float32)
         if not counts.has_canonical_format:

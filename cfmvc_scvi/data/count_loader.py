@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -90,49 +91,35 @@ class HostCounts:
     """Counts of all cells in memory, as the user's own CSR matrix where it is one; no copy of it is made."""
 
     def __init__(self, cells: CellTable) -> None:
-        self.counts = cells.counts if sparse.issparse(cells.counts) else sparse.csr_matrix(cells.counts)
-        self.context = stage1_context(cells.context)
-        self.library = torch.from_numpy(cells.library)
-        self.has_size_factor = cells.has_size_factor
-        self.whole = cells.whole
-        self._canonical = bool(self.counts.has_canonical_format)
+        counts = cells.counts if sparse.issparse(cells.counts) else sparse.csr_matrix(cells.counts)
+        self.cells = replace(cells, counts=counts, context=stage1_context(cells.context))
 
     def batch(self, rows: np.ndarray) -> CountBatch:
         """Counts of the cells at these rows."""
-        chosen = self.counts[rows]
-        if not self._canonical:
-            chosen.sum_duplicates()
-        at = torch.from_numpy(rows)
-        return CountBatch(
-            counts=SparseRows.from_scipy(chosen.astype(np.float32, copy=False)),
-            library=self.library[at],
-            context=self.context[at],
-            has_size_factor=self.has_size_factor,
-            whole=self.whole,
-        )
+        return self.cells.batch(rows)
 
     def bytes_on_device(self) -> int:
         """Memory that :class:`DeviceCounts` would take."""
-        return 8 * self.counts.nnz + 64 * len(self.library)
+        return 8 * self.cells.counts.nnz + 64 * len(self.cells)
 
 
 class DeviceCounts:
     """The same on a device: batches are gathered there, and nothing but the order goes there in an epoch."""
 
     def __init__(self, host: HostCounts, device: torch.device) -> None:
-        counts = host.counts
-        if not host._canonical:
+        cells, counts = host.cells, host.cells.counts
+        if not counts.has_canonical_format:
             counts = counts.copy()
             counts.sum_duplicates()
         self.device = device
         self.starts = counts.indptr.astype(np.int64)
         self.values = torch.from_numpy(counts.data.astype(np.float32, copy=False)).to(device)
         self.genes = torch.from_numpy(counts.indices.astype(np.int32, copy=False)).to(device)
-        self.context = host.context.to(device)
-        self.library = host.library.to(device)
+        self.context = cells.context.to(device)
+        self.library = torch.from_numpy(cells.library).to(device)
         self.n_genes = counts.shape[1]
-        self.has_size_factor = host.has_size_factor
-        self.whole = host.whole
+        self.has_size_factor = cells.has_size_factor
+        self.whole = cells.whole
 
     def batch(self, rows: np.ndarray) -> CountBatch:
         """Counts of the cells at these rows."""

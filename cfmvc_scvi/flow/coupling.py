@@ -84,7 +84,6 @@ def _match(source: np.ndarray, target: np.ndarray, rng: Generator) -> np.ndarray
     cost = (torch.from_numpy(source) @ torch.from_numpy(target).T).neg_().numpy()
     if len(source) == len(target):
         # the least cost of every source, then of every target taken off changes no assignment, and shortens the search
-        # for the best to a half or a third; the other way round it does not
         cost -= cost.min(axis=1, keepdims=True)
         rows, columns = linear_sum_assignment(cost - cost.min(axis=0))
         return rows[np.argsort(columns)]

@@ -45,7 +45,6 @@ class GeneLinear(nn.Module):
 
     On the CPU a cell whose genes are mostly zero is a short sum of the rows of the others, weighted by their expression
     (:func:`torch.nn.functional.embedding_bag`), and the gradient by the weights is such a sum over the cells of a gene.
-    At 18 % above zero both take less than half the time of the dense products.
 
     Parameters
     ----------
@@ -55,7 +54,7 @@ class GeneLinear(nn.Module):
         Outputs.
     """
 
-    #: Up to this share of values above zero the sums are faster than the dense products.
+    #: Up to this share of values above zero training takes the sums, beyond it the dense products.
     SPARSE_BELOW = 0.3
 
     def __init__(self, n_genes: int, n_out: int) -> None:

@@ -82,7 +82,7 @@ def test_the_users_matrix_is_neither_copied_nor_changed():
     matrix = sparse.csr_matrix(counts())
     before = matrix.copy()
     source = HostCounts(table(matrix))
-    assert source.counts is matrix
+    assert source.cells.counts is matrix
     batch = source.batch(np.arange(N))
     batch.counts.by_row.values.mul_(2.0)
     assert (matrix != before).nnz == 0
