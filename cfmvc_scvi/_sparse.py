@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -10,6 +11,15 @@ import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
+
+
+def column_shares(n_columns: int) -> int:
+    """Equal shares of the columns, one per thread of the CPU where their number can be divided so.
+
+    What two cores both read and then write has to travel between their caches, and on machines whose cores do not share
+    one that takes longer than the arithmetic. With columns of its own a thread meets none of the others' memory.
+    """
+    return math.gcd(n_columns, torch.get_num_threads())
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,11 @@ class Entries:
     def __len__(self) -> int:
         return len(self.values)
 
+    def lines(self, starts: np.ndarray) -> Entries:
+        """Consecutive lines, of which these are the starts."""
+        here = slice(int(starts[0]), int(starts[-1]))
+        return Entries(self.values[here], self.rows[here], self.columns[here], starts - starts[0])
+
     def to(self, device: torch.device | str) -> Entries:
         """The same on another device."""
         return Entries(self.values.to(device), self.rows.to(device), self.columns.to(device), self.starts)
@@ -46,26 +61,47 @@ class SparseRows:
     Attributes
     ----------
     by_row
-        Entries, row after row.
+        Entries, row after row. With shares of the columns these are ``shares * n`` lines: all rows in the first share,
+        then all rows in the second, and so on.
     n_columns
         Columns.
+    shares
+        Equal shares of the columns.
     turned
         Gives the entries column after column, where something better is known than sorting them.
     """
 
     by_row: Entries
     n_columns: int
+    shares: int = 1
     turned: Callable[[], Entries] | None = None
 
     @classmethod
     def from_scipy(cls, matrix: sparse.csr_matrix) -> SparseRows:
         """Rows of a CSR matrix, whose values are not copied."""
-        columns = torch.from_numpy(matrix.indices.astype(np.int32, copy=False))
-        rows = torch.from_numpy(np.repeat(np.arange(matrix.shape[0], dtype=np.int32), np.diff(matrix.indptr)))
-        return cls(Entries(torch.from_numpy(matrix.data), rows, columns, matrix.indptr), matrix.shape[1])
+        return cls(_by_row(matrix, [matrix.shape[0]], 1), matrix.shape[1])
+
+    @classmethod
+    def in_parts(cls, lines: sparse.csr_matrix, sizes: Sequence[int], shares: int) -> Iterator[SparseRows]:
+        """Parts of a matrix, on the CPU; :attr:`by_column` is worked out for all of them at once.
+
+        Parameters
+        ----------
+        lines
+            Lines of all parts, shape (sum(sizes) * shares, n_columns): part after part, as :attr:`by_row` has them.
+            Values are not copied.
+        sizes
+            Rows of every part.
+        shares
+            Equal shares of the columns.
+        """
+        by_row, ends = _by_row(lines, sizes, shares), np.r_[0, np.cumsum(sizes)] * shares
+        for first, last, by_column in zip(ends[:-1], ends[1:], _by_column(lines, sizes, shares), strict=True):
+            part = by_row.lines(by_row.starts[first : last + 1])
+            yield cls(part, lines.shape[1], shares, lambda entries=by_column: entries)
 
     def __len__(self) -> int:
-        return len(self.by_row.starts) - 1
+        return (len(self.by_row.starts) - 1) // self.shares
 
     @property
     def density(self) -> float:
@@ -75,11 +111,15 @@ class SparseRows:
     @cached_property
     def by_column(self) -> Entries:
         """Entries, column after column; on the CPU."""
-        return self.turned() if self.turned is not None else next(self._turn(len(self)))
+        if self.turned is not None:
+            return self.turned()
+        values, columns, starts = self.by_row.values.numpy(), self.by_row.columns.numpy(), self.by_row.starts
+        lines = sparse.csr_matrix((values, columns, starts), (len(starts) - 1, self.n_columns))
+        return next(_by_column(lines, [len(self)], self.shares))
 
     def to(self, device: torch.device | str) -> SparseRows:
         """The same on another device."""
-        return SparseRows(self.by_row.to(device), self.n_columns)
+        return SparseRows(self.by_row.to(device), self.n_columns, self.shares)
 
     def dense(self) -> Tensor:
         """The matrix, shape (n, n_columns)."""
@@ -94,31 +134,34 @@ class SparseRows:
         def mapped(entries: Entries) -> Entries:
             return replace(entries, values=function(entries))
 
-        return SparseRows(mapped(self.by_row), self.n_columns, lambda: mapped(self.by_column))
+        return SparseRows(mapped(self.by_row), self.n_columns, self.shares, lambda: mapped(self.by_column))
 
     def parts(self, size: int) -> Iterator[SparseRows]:
-        """So many rows at a time; the last part may have fewer.
+        """So many rows at a time, of a matrix with one share; the last part may have fewer."""
+        for start in range(0, len(self), size):
+            part = self.by_row.lines(self.by_row.starts[start : start + size + 1])
+            yield SparseRows(replace(part, rows=part.rows - start), self.n_columns)
 
-        On the CPU :attr:`by_column` is worked out for all parts at once.
-        """
-        starts = range(0, len(self), size)
-        on_cpu = self.by_row.values.device.type == "cpu"
-        turned = [(lambda entries=entries: entries) for entries in self._turn(size)] if on_cpu else [None] * len(starts)
-        for start, by_column in zip(starts, turned, strict=True):
-            ends = self.by_row.starts[start : start + size + 1]
-            here = slice(int(ends[0]), int(ends[-1]))
-            values, rows, columns = (x[here] for x in (self.by_row.values, self.by_row.rows, self.by_row.columns))
-            yield SparseRows(Entries(values, rows - start, columns, ends - ends[0]), self.n_columns, by_column)
 
-    def _turn(self, size: int) -> Iterator[Entries]:
-        """Entries by column of every part of ``size`` rows, sorted together as if each had columns of its own."""
-        part = np.arange(len(self), dtype=np.int32) // size
-        columns = self.by_row.columns.numpy() + np.repeat(part * self.n_columns, np.diff(self.by_row.starts))
-        shape = (len(self), -(-len(self) // size) * self.n_columns)
-        turned = sparse.csr_matrix((self.by_row.values.numpy(), columns, self.by_row.starts), shape).tocsc()
-        for index, row in enumerate(range(0, len(self), size)):
-            starts = turned.indptr[index * self.n_columns : (index + 1) * self.n_columns + 1]
-            here = slice(starts[0], starts[-1])
-            columns = np.repeat(np.arange(self.n_columns, dtype=np.int32), np.diff(starts))
-            found = (torch.from_numpy(x) for x in (turned.data[here], turned.indices[here] - row, columns))
-            yield Entries(*found, starts - starts[0])
+def _by_row(lines: sparse.csr_matrix, sizes: Sequence[int], shares: int) -> Entries:
+    """Entries of all parts, with rows that every part counts from 0."""
+    rows = np.concatenate([np.tile(np.arange(n, dtype=np.int32), shares) for n in sizes])
+    rows = np.repeat(rows, np.diff(lines.indptr))
+    columns = lines.indices.astype(np.int32, copy=False)
+    return Entries(*(torch.from_numpy(x) for x in (lines.data, rows, columns)), lines.indptr)
+
+
+def _by_column(lines: sparse.csr_matrix, sizes: Sequence[int], shares: int) -> Iterator[Entries]:
+    """Entries of every part, sorted together as if each had columns of its own."""
+    n_columns, ends = lines.shape[1], np.r_[0, np.cumsum(sizes)] * shares
+    part = np.repeat(np.arange(len(sizes), dtype=np.int32), np.diff(lines.indptr[ends]))
+    shape = (lines.shape[0], len(sizes) * n_columns)
+    turned = sparse.csr_matrix((lines.data, lines.indices + part * n_columns, lines.indptr), shape).tocsc()
+    for index, n in enumerate(sizes):
+        starts = turned.indptr[index * n_columns : (index + 1) * n_columns + 1]
+        here, starts = slice(starts[0], starts[-1]), starts - starts[0]
+        rows = turned.indices[here] - ends[index].astype(turned.indices.dtype)
+        for share in range(1, shares):  # lines of a later share are those of the same rows
+            rows[starts[share * n_columns // shares] :] -= n
+        columns = np.repeat(np.arange(n_columns, dtype=np.int32), np.diff(starts))
+        yield Entries(*(torch.from_numpy(x) for x in (turned.data[here], rows, columns)), starts)

@@ -171,7 +171,7 @@ def last_layer_times(batch_size: int, n_genes: int, repeats: int) -> dict[str, f
     from cfmvc_scvi.module.count_loss import reconstruction_loss
 
     model = new_cfmvc(simulated_cells(batch_size, n_genes))
-    batch = _source(model).batch(np.arange(batch_size))
+    batch = next(_source(model).batches(np.arange(batch_size), batch_size))
     dense, library = batch.counts.dense(), batch.library.unsqueeze(1)
     h = torch.randn(batch_size, N_HIDDEN, requires_grad=True)
     weight = (0.05 * torch.randn(n_genes, N_HIDDEN)).requires_grad_()

@@ -86,19 +86,26 @@ class CellTable:
         for start in range(0, len(self), size):
             yield slice(start, min(start + size, len(self)))
 
-    def batch(self, rows: slice | np.ndarray) -> CountBatch:
-        """Counts of some rows without their zeros, and what stage 1 knows of the cells."""
-        counts = sparse.csr_matrix(self.counts[rows], dtype=np.float32)
-        if not counts.has_canonical_format:
-            counts = counts.copy()  # a slice of rows shares the memory of the whole
-            counts.sum_duplicates()
+    def batch(self, rows: slice | np.ndarray, counts: SparseRows | None = None) -> CountBatch:
+        """Counts of some rows without their zeros (``counts`` where they are read already), and what is beside them."""
+        if counts is None:
+            counts = SparseRows.from_scipy(canonical(sparse.csr_matrix(self.counts[rows])))
         return CountBatch(
-            counts=SparseRows.from_scipy(counts),
+            counts=counts,
             library=torch.as_tensor(self.library[rows]),
             context=self.context[rows],
             has_size_factor=self.has_size_factor,
             whole=self.whole,
         )
+
+
+def canonical(counts: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Counts in float32, every entry once and in order; the matrix itself where it is that."""
+    counts = counts.astype(np.float32, copy=False)
+    if not counts.has_canonical_format:
+        counts = counts.copy()  # its memory may be that of the user's matrix
+        counts.sum_duplicates()
+    return counts
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from lightning.pytorch import LightningDataModule
 from scipy import sparse
 from torch import Tensor
 
-from cfmvc_scvi._sparse import Entries, SparseRows
+from cfmvc_scvi._sparse import Entries, SparseRows, column_shares
 from cfmvc_scvi._types import CellSplit, CountBatch, FlowContext
-from cfmvc_scvi.data.cells import CellTable
+from cfmvc_scvi.data.cells import CellTable, canonical
 
 #: Share of the free memory of a GPU that the counts may take with ``data_on_device="auto"``.
 DEVICE_BUDGET = 0.4
@@ -84,7 +84,7 @@ class CountLoader:
         order = order[: len(self) * self.batch_size]
         size = max(1, _GATHERED // self.batch_size) * self.batch_size
         for start in range(0, len(order), size):
-            yield from self.source.batch(order[start : start + size]).split(self.batch_size)
+            yield from self.source.batches(order[start : start + size], self.batch_size)
 
 
 class HostCounts:
@@ -93,10 +93,18 @@ class HostCounts:
     def __init__(self, cells: CellTable) -> None:
         counts = cells.counts if sparse.issparse(cells.counts) else sparse.csr_matrix(cells.counts)
         self.cells = replace(cells, counts=counts, context=stage1_context(cells.context))
+        self._shares = column_shares(counts.shape[1]) if counts.has_canonical_format else 1
+        self._lines = _cut(counts, self._shares)
 
-    def batch(self, rows: np.ndarray) -> CountBatch:
-        """Counts of the cells at these rows."""
-        return self.cells.batch(rows)
+    def batches(self, rows: np.ndarray, size: int) -> Iterator[CountBatch]:
+        """Counts of the cells at these rows, so many cells at a time; the last batch may have fewer."""
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        share = np.arange(self._shares)[:, None]
+        lines = np.concatenate([(part * self._shares + share).ravel() for part in parts])
+        gathered = canonical(self._lines[lines])
+        sizes = [len(part) for part in parts]
+        for part, counts in zip(parts, SparseRows.in_parts(gathered, sizes, self._shares), strict=True):
+            yield self.cells.batch(part, counts)
 
     def bytes_on_device(self) -> int:
         """Memory that :class:`DeviceCounts` would take."""
@@ -121,8 +129,11 @@ class DeviceCounts:
         self.has_size_factor = cells.has_size_factor
         self.whole = cells.whole
 
-    def batch(self, rows: np.ndarray) -> CountBatch:
-        """Counts of the cells at these rows."""
+    def batches(self, rows: np.ndarray, size: int) -> Iterator[CountBatch]:
+        """Counts of the cells at these rows, so many cells at a time; the last batch may have fewer."""
+        return self._batch(rows).split(size)
+
+    def _batch(self, rows: np.ndarray) -> CountBatch:
         lengths = self.starts[rows + 1] - self.starts[rows]
         starts = np.r_[0, np.cumsum(lengths)]
         at, shift, lengths = (
@@ -218,6 +229,21 @@ class CountDataModule(LightningDataModule):
 def stage1_context(context: FlowContext) -> FlowContext:
     """Codes and continuous covariates without the coordinates, which stage 1 does not read."""
     return FlowContext(context.categorical, _float(context.continuous), None)
+
+
+def _cut(counts: sparse.csr_matrix, shares: int) -> sparse.csr_matrix:
+    """Every row as one line for each share of the columns; entries are not copied, and must be in order."""
+    ends = counts.indptr[1:]
+    starts = [counts.indptr[:-1]]
+    for share in range(1, shares):
+        low, high, column = starts[-1], ends, share * counts.shape[1] // shares
+        while (open_ := low < high).any():  # the first entry at this column or after it, in all rows at once
+            middle = low + (high - low) // 2
+            before = open_ & (counts.indices[np.minimum(middle, counts.nnz - 1)] < column)
+            low, high = np.where(before, middle + 1, low), np.where(before, high, middle)
+        starts.append(low)
+    indptr = np.append(np.stack(starts, axis=1).ravel(), ends[-1:])
+    return sparse.csr_matrix((counts.data, counts.indices, indptr), (counts.shape[0] * shares, counts.shape[1]))
 
 
 def _float(x: Tensor | None) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache, reduce
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, softplus
 
+from cfmvc_scvi._sparse import column_shares
 from cfmvc_scvi._types import CountBatch
 from cfmvc_scvi.module.elbo import at_least_float32
 
-#: Counts up to this one are counted per gene, and need no gamma function; Stirling's series takes over above it.
+#: Counts up to this one are counted per gene, and need no gamma function.
 _TABLE = 16
 
 
@@ -32,17 +34,16 @@ def reconstruction_loss(
 
     so that gamma functions are needed where counts are not zero alone: of the zeros one logarithm is left. As
     counts are whole numbers, :math:`\Gamma(x + \theta) / \Gamma(\theta) = \prod_{k < x} (\theta + k)`, whose logarithms
-    sum up from how many counts of the gene are above each k (above 16 Stirling's series takes over), without the
-    cancellation of two log-gammas; a batch with fractional values takes the log-gammas. The gradient by the logits,
+    sum up from how many counts of the gene are above each k. Of counts above 16 the rest is the difference of two
+    log-gammas in double precision; a batch with fractional values takes log-gammas alone. The gradient by the logits,
 
     .. math:: \frac{\partial}{\partial \ell_g} = d_g - \rho_g \sum_h d_h , \qquad
               d_g = x_g - (x_g + \theta_g)\, \sigma(s_g) ,
 
     is worked out in the same pass.
 
-    On the CPU every thread has genes of its own (where their number can be divided evenly): their rows of the weights,
-    their logits and their counts. What two cores both read and then write has to travel between their caches, and on
-    machines whose cores do not share one that takes longer than the arithmetic.
+    On the CPU every thread has genes of its own: their rows of the weights, their logits and their counts
+    (:func:`cfmvc_scvi._sparse.column_shares`).
 
     Parameters
     ----------
@@ -105,7 +106,7 @@ class _ReconstructionLoss(torch.autograd.Function):
 
 def _n_shares(features: Tensor, n_genes: int) -> int:
     """Equal shares of the genes, one per thread where they can be divided so."""
-    return math.gcd(n_genes, torch.get_num_threads()) if features.device.type == "cpu" else 1
+    return column_shares(n_genes) if features.device.type == "cpu" else 1
 
 
 def _over_cells(x: Tensor) -> Tensor:
@@ -119,17 +120,17 @@ def _loss_of_logits(
     """Loss, and its gradient by ``log_theta`` (n_genes,); the logits (shares, n, size) become the gradient by them."""
     shares, n, size = work.shape
     theta, library = log_theta.exp(), batch.library.to(work.dtype)
-    counts = batch.counts.by_column if work.device.type == "cpu" else batch.counts.by_row
+    counts = batch.counts.by_row  # and by the genes of the threads
     values, rows, genes = counts.values.to(work.dtype), counts.rows, counts.columns
     place = _place(rows, genes, work.shape)
     share = torch.softmax(work, dim=-1)  # within the thread's genes; the part is what these have of all
     log_part = work.amax(dim=-1) - share.amax(dim=-1).log_()
-    log_total = torch.logsumexp(log_part, dim=0)
+    log_total = reduce(torch.logaddexp, log_part)
     if panel:
         log_total = softplus(log_total)
     part = (log_part - log_total).exp_()
 
-    s = work.view(-1).index_select(0, place).sub_(log_theta.index_select(0, genes))
+    s = torch.take(work, place).sub_(log_theta.index_select(0, genes))  # unlike index_select on several threads
     s.add_((library.log() - log_total).index_select(0, rows))
     odds = torch.mul(share, (part * library).unsqueeze(-1)).mul_(theta.reciprocal().view(shares, 1, size))
     log_odds_sum = _over_cells(torch.log1p(odds, out=work))
@@ -148,10 +149,15 @@ def _loss_of_logits(
 
 def _place(rows: Tensor, genes: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Place of cells and genes in a flat array (shares * n * size,)."""
-    shares, n, size = shape
-    gene = torch.arange(shares * size, device=genes.device).view(shares, size)
-    first = gene + torch.arange(shares, device=genes.device).view(-1, 1) * ((n - 1) * size)
-    return torch.add(first.view(-1).index_select(0, genes), rows, alpha=size)
+    first = _places_of_first(*shape, genes.device)
+    return torch.add(first.index_select(0, genes), rows, alpha=shape[-1])
+
+
+@lru_cache(maxsize=8)
+def _places_of_first(shares: int, n: int, size: int, device: torch.device) -> Tensor:
+    """Place of the first cell's genes in that array (shares * size,)."""
+    gene = torch.arange(shares * size, device=device).view(shares, size)
+    return (gene + torch.arange(shares, device=device).view(-1, 1) * ((n - 1) * size)).view(-1)
 
 
 def _log_ways(values: Tensor, genes: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,14 +174,14 @@ def _log_ways(values: Tensor, genes: Tensor, theta: Tensor) -> tuple[Tensor, Ten
     derivative = (above / terms).sum(dim=0).mul_(theta)
     large = (values > _TABLE).nonzero().squeeze(-1)
     if len(large):
-        counts, at = values.index_select(0, large), genes.index_select(0, large)
-        scale, more = theta.index_select(0, at), counts - _TABLE
-        ends = torch.stack([scale + counts, scale + _TABLE])
-        (rest, slope), (high, low) = (high - low for high, low in map(torch.unbind, _stirling(ends))), ends
-        growth = torch.log1p(more / low)
-        rising = (low - 0.5) * growth + more * (high.log() - 1.0) + rest
-        result = result + (rising - torch.lgamma(counts + 1.0) + math.lgamma(_TABLE + 1.0)).sum()
-        derivative.index_add_(0, at, scale * (growth + slope))
+        wide = theta.dtype if theta.device.type == "mps" else torch.float64  # which has no float64
+        counts, at = values.index_select(0, large).to(wide), genes.index_select(0, large)
+        scale = theta.index_select(0, at).to(wide)
+        ends = torch.stack([scale + counts, scale + _TABLE, counts + 1.0])
+        high, low, ways = torch.lgamma(ends).sum(dim=1).unbind()
+        result = result + (high - low - ways + len(large) * math.lgamma(_TABLE + 1.0)).to(theta.dtype)
+        high, low = torch.digamma(ends[:2])
+        derivative.index_add_(0, at, high.sub_(low).mul_(scale).to(theta.dtype))
     return result, derivative
 
 
@@ -184,8 +190,8 @@ def _counts_above(values: Tensor, genes: Tensor, theta: Tensor) -> Tensor:
     n_genes = len(theta)
     # how many are 0, 1, 2, ..., and what is above the table with its last
     cell = values.to(torch.int32).clamp_(max=_TABLE).mul_(n_genes).add_(genes)
-    equal = torch.bincount(cell, minlength=(_TABLE + 1) * n_genes)[n_genes:].to(theta.dtype)
-    return theta.new_ones(_TABLE, _TABLE).triu_() @ equal.view(_TABLE, n_genes)
+    equal = torch.bincount(cell, minlength=(_TABLE + 1) * n_genes)[n_genes:].to(theta.dtype).view(_TABLE, n_genes)
+    return equal.sum(dim=0) - equal.cumsum(dim=0) + equal
 
 
 def _log_ways_of_fractions(values: Tensor, genes: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -194,14 +200,3 @@ def _log_ways_of_fractions(values: Tensor, genes: Tensor, theta: Tensor) -> tupl
     result = torch.lgamma(values + at) - torch.lgamma(at) - torch.lgamma(values + 1.0)
     slope = at * (torch.digamma(values + at) - torch.digamma(at))
     return result.sum(), torch.zeros_like(theta).index_add_(0, genes, slope)
-
-
-def _stirling(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-gamma after the leading terms of Stirling's series, and digamma less the logarithm.
-
-    Both below 1e-11 off for y >= 16.
-    """
-    inverse = y.reciprocal()
-    square = inverse.square()
-    rest = (1.0 / 12.0 - (1.0 / 360.0 - square / 1260.0) * square) * inverse
-    return rest, -0.5 * inverse - (1.0 / 12.0 - (1.0 / 120.0 - square / 252.0) * square) * square

@@ -45,6 +45,7 @@ class GeneLinear(nn.Module):
 
     On the CPU a cell whose genes are mostly zero is a short sum of the rows of the others, weighted by their expression
     (:func:`torch.nn.functional.embedding_bag`), and the gradient by the weights is such a sum over the cells of a gene.
+    Where the cells come in shares of the genes, every thread sums those of its share.
 
     Parameters
     ----------
@@ -80,7 +81,8 @@ class _WeightedRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: SparseRows, weight: Tensor) -> Tensor:
         ctx.x = x
-        return _weighted_sums(x.by_row, x.by_row.columns, weight)
+        of_shares = _weighted_sums(x.by_row, x.by_row.columns, weight)
+        return of_shares if x.shares == 1 else of_shares.view(x.shares, len(x), -1).sum(dim=0)
 
     @staticmethod
     @once_differentiable

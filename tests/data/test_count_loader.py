@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,7 @@ from cfmvc_scvi.data import count_loader
 from cfmvc_scvi.data.cells import CellTable
 from cfmvc_scvi.data.count_loader import CountDataModule, CountLoader, DeviceCounts, HostCounts
 
-N, G = 23, 11
+N, G = 23, 12
 
 
 def counts() -> np.ndarray:
@@ -45,9 +44,18 @@ def unsorted_with_duplicates() -> sparse.csr_matrix:
     return sparse.csr_matrix((entries[order], np.tile(x.indices, 2)[order], indptr), shape=(N, G))
 
 
+def in_shares(n_shares: int) -> HostCounts:
+    """Counts for so many threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(count_loader, "column_shares", lambda n_columns: n_shares)
+        return HostCounts(table(sparse.csr_matrix(counts())))
+
+
 SOURCES = {
     "csr": lambda: HostCounts(table(sparse.csr_matrix(counts()))),
     "dense": lambda: HostCounts(table(counts())),
+    "one thread": lambda: in_shares(1),
+    "three threads": lambda: in_shares(3),
     "integers": lambda: HostCounts(table(sparse.csr_matrix(counts().astype(np.int64)))),
     "duplicates": lambda: HostCounts(table(unsorted_with_duplicates())),
     "device": lambda: DeviceCounts(HostCounts(table(sparse.csr_matrix(counts()))), torch.device("cpu")),
@@ -55,25 +63,42 @@ SOURCES = {
 }
 
 
+def one_batch(source: HostCounts | DeviceCounts, rows: np.ndarray) -> CountBatch:
+    (batch,) = source.batches(rows, len(rows))
+    return batch
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_batch_holds_the_cells_asked_for(name):
     rows = np.array([7, 4, 0, 22, 7])
-    batch = SOURCES[name]().batch(rows)
+    batch = one_batch(SOURCES[name](), rows)
     library = np.maximum(counts().sum(axis=1), 1.0)[rows]
     np.testing.assert_array_equal(batch.counts.dense().numpy(), counts()[rows])
     np.testing.assert_allclose(batch.lognorm.dense(), np.log1p(counts()[rows] / library[:, None] * 1e4), rtol=1e-6)
     np.testing.assert_array_equal(batch.library.numpy(), library)
     np.testing.assert_array_equal(batch.context.batch.numpy(), rows % 2)
     np.testing.assert_array_equal(batch.context.labels.numpy(), rows % 3)
-    entries = batch.counts.by_row
+    entries, shares = batch.counts.by_row, batch.counts.shares
     assert len(batch) == 5 and entries.values.dtype == torch.float32 and batch.context.spatial is None
-    for cell in range(5):
-        here = entries.rows[entries.starts[cell] : entries.starts[cell + 1]]
-        assert (here == cell).all() and len(here) == (counts()[rows[cell]] > 0).sum()
+    assert len(entries.starts) == 5 * shares + 1
+    for line in range(5 * shares):
+        share, cell = divmod(line, 5)
+        here = entries.lines(entries.starts[line : line + 2])
+        expected = np.split(counts()[rows[cell]], shares)[share]
+        np.testing.assert_array_equal(here.values, expected[expected > 0])
+        np.testing.assert_array_equal(here.columns, expected.nonzero()[0] + share * (G // shares))
+        assert (here.rows == cell).all()
+
+
+def test_every_thread_has_a_share_of_the_genes(monkeypatch):
+    for n_threads, expected in ((1, 1), (2, 2), (4, 4), (5, 1), (8, 4)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=n_threads: n)
+        assert one_batch(SOURCES["csr"](), np.arange(3)).counts.shares == expected
+        assert one_batch(SOURCES["duplicates"](), np.arange(3)).counts.shares == 1  # not in order
 
 
 def test_continuous_covariates_are_float32():
-    batch = HostCounts(table(sparse.csr_matrix(counts()), continuous=True)).batch(np.array([3, 1]))
+    batch = one_batch(HostCounts(table(sparse.csr_matrix(counts()), continuous=True)), np.array([3, 1]))
     assert batch.context.continuous.dtype == torch.float32
     np.testing.assert_array_equal(batch.context.continuous.numpy(), [[3.0], [1.0]])
 
@@ -83,7 +108,7 @@ def test_the_users_matrix_is_neither_copied_nor_changed():
     before = matrix.copy()
     source = HostCounts(table(matrix))
     assert source.cells.counts is matrix
-    batch = source.batch(np.arange(N))
+    batch = one_batch(source, np.arange(N))
     batch.counts.by_row.values.mul_(2.0)
     assert (matrix != before).nnz == 0
 
@@ -94,9 +119,9 @@ class Rows:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def batch(self, rows: np.ndarray) -> SimpleNamespace:
+    def batches(self, rows: np.ndarray, size: int) -> list[np.ndarray]:
         self.asked.append(len(rows))
-        return SimpleNamespace(split=lambda size: np.split(rows, range(size, len(rows), size)))
+        return np.split(rows, range(size, len(rows), size))
 
 
 def loader(**kwargs) -> CountLoader:
@@ -128,11 +153,11 @@ def test_several_batches_are_gathered_at_a_time(monkeypatch):
 
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
-def test_parts_of_a_batch_are_batches(name, size):
+def test_batches_gathered_together_are_those_gathered_alone(name, size):
     """Also where a cell has no counts, and where the last part is smaller."""
     rows, source = np.array([7, 4, 0, 22, 7]), SOURCES[name]()
-    for i, part in enumerate(source.batch(rows).split(size)):
-        alone = source.batch(rows[i * size : (i + 1) * size])
+    for i, part in enumerate(source.batches(rows, size)):
+        alone = one_batch(source, rows[i * size : (i + 1) * size])
         for matrix in ("counts", "lognorm"):
             ours, expected = getattr(part, matrix), getattr(alone, matrix)
             assert torch.equal(ours.dense(), expected.dense()) and len(ours) == len(expected) == len(part)
@@ -149,7 +174,7 @@ def test_a_batch_is_freed_without_the_garbage_collector():
     source = SOURCES["csr"]()
     gc.disable()
     try:
-        batch = next(source.batch(np.arange(9)).split(4))
+        batch = next(source.batches(np.arange(9), 4))
         assert len(batch.lognorm.by_column) == len(batch.counts.by_column)
         seen = weakref.ref(batch)
         del batch
@@ -216,7 +241,7 @@ def test_unknown_place_for_the_data():
 
 
 def test_a_batch_moves_as_a_whole():
-    batch = SOURCES["csr"]().batch(np.array([2, 9]))
+    batch = one_batch(SOURCES["csr"](), np.array([2, 9]))
     moved = batch.to("meta")
     assert isinstance(moved, CountBatch)
     entries = moved.counts.by_row

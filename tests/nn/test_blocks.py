@@ -1,5 +1,7 @@
 """Building blocks: a linear map of expression that is mostly zero."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -69,13 +71,31 @@ def test_autocast_keeps_its_precision():
     torch.testing.assert_close(out.float(), linear(x), rtol=0.05, atol=0.05)
 
 
-def test_parts_without_an_entry_and_the_last_one_smaller():
-    x = expression()
-    parts = list(x.parts(4))
+def in_parts(sizes: list[int], shares: int) -> list[SparseRows]:
+    """The parts of :func:`expression`."""
+    dense, lines = expression().dense().numpy(), []
+    for rows in np.split(dense, np.cumsum(sizes)[:-1]):
+        for share in range(shares):
+            columns = np.arange(G) * shares // G == share
+            lines.append(np.where(columns, rows, 0.0))
+    return list(SparseRows.in_parts(sparse.csr_matrix(np.concatenate(lines)), sizes, shares))
+
+
+@pytest.mark.parametrize("shares", [1, 2, 7])
+def test_parts_without_an_entry_and_the_last_one_smaller(shares):
+    parts = in_parts([4, 4, 1], shares)
     assert [len(part) for part in parts] == [4, 4, 1]
-    assert torch.equal(torch.cat([part.dense() for part in parts]), x.dense())
+    assert torch.equal(torch.cat([part.dense() for part in parts]), expression().dense())
     for part in parts:
-        turned = part.by_column
-        back = sparse.csc_matrix((turned.values, turned.rows, turned.starts), (len(part), G)).toarray()
-        np.testing.assert_array_equal(back, part.dense())
-        np.testing.assert_array_equal(turned.columns, np.repeat(np.arange(G), np.diff(turned.starts)))
+        for turned in (part.by_column, replace(part, turned=None).by_column):
+            back = sparse.csc_matrix((turned.values, turned.rows, turned.starts), (len(part), G)).toarray()
+            np.testing.assert_array_equal(back, part.dense())
+            np.testing.assert_array_equal(turned.columns, np.repeat(np.arange(G), np.diff(turned.starts)))
+
+
+@pytest.mark.parametrize("shares", [2, 7])
+def test_shares_of_the_columns_add_up(shares):
+    (x,) = in_parts([N], shares)
+    linear = layer()
+    for a, b in zip(outputs_and_gradients(linear, x), outputs_and_gradients(linear, expression()), strict=True):
+        torch.testing.assert_close(a, b)
