@@ -11,7 +11,7 @@ from torch import Tensor
 from cfmvc_scvi._types import FlowBatch
 from cfmvc_scvi.module import CFMVCModule
 from cfmvc_scvi.train.modes import EpochSums, FiniteWatch, check_finite_weights, set_modes
-from cfmvc_scvi.train.steps import LeanSteps, fused_where_possible
+from cfmvc_scvi.train.steps import LeanSteps
 
 
 class FlowTrainingPlan(LeanSteps, LightningModule):
@@ -111,13 +111,8 @@ class FlowTrainingPlan(LeanSteps, LightningModule):
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW with a cosine schedule over all steps."""
         self._set_modes()
-        optimizer = fused_where_possible(
-            torch.optim.AdamW,
-            [p for _, p in self._flow_parameters()],
-            self.trainer,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-        )
+        parameters = [p for _, p in self._flow_parameters()]
+        optimizer = self.lean_optimizer(torch.optim.AdamW, parameters, lr=self.lr, weight_decay=self.weight_decay)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

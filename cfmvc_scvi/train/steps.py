@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from lightning.pytorch.profilers import PassThroughProfiler
-from torch import nn
+from torch import Tensor, nn
+
+#: Numbers up to which a parameter is joined with others.
+_SMALL = 100_000
 
 
 class NoProfiler(PassThroughProfiler):
@@ -21,16 +25,42 @@ class NoProfiler(PassThroughProfiler):
         return self._nothing
 
 
-def fused_where_possible(
-    optimizer: type[torch.optim.Optimizer], parameters: Iterable[nn.Parameter], trainer: Any, **settings: Any
-) -> torch.optim.Optimizer:
-    """Optimiser whose step is one kernel, on devices that have it.
+class JoinedParameters:
+    """Small parameters as parts of one vector, for which an optimiser takes a single step.
 
-    Not in mixed precision, where Lightning clips no gradients of a fused optimiser.
+    On the CPU a step of Adam starts all threads once per parameter, however small that is. The parameters stay what
+    they are, but their memory is the vector's. One without a gradient is taken to have a gradient of zeros.
+
+    Parameters
+    ----------
+    parameters
+        At least one, all on one device and of one type.
     """
-    parameters = list(parameters)
-    fused = {p.device.type for p in parameters} <= {"cpu", "cuda"} and "16" not in str(trainer.precision)
-    return optimizer(parameters, fused=fused or None, **settings)
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        self.vector = nn.Parameter(torch.cat([p.detach().flatten() for p in self.parameters]))
+        self._parts = self._cut(self.vector.detach())
+        self._join()
+
+    def gather_gradients(self) -> None:
+        """Make the gradients of the parameters parts of that of the vector."""
+        self._join()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        self.vector.grad = torch.cat([g.flatten() for g in gradients])
+        for p, part in zip(self.parameters, self._cut(self.vector.grad), strict=True):
+            p.grad = part
+
+    def _join(self) -> None:
+        """Bring the memory of those parameters into the vector that is not, or no longer, there."""
+        for p, part in zip(self.parameters, self._parts, strict=True):
+            if p.data_ptr() != part.data_ptr():
+                part.copy_(p.detach())
+                p.data = part
+
+    def _cut(self, vector: Tensor) -> list[Tensor]:
+        parts = vector.split([p.numel() for p in self.parameters])
+        return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
 
 
 class LeanSteps:
@@ -42,6 +72,24 @@ class LeanSteps:
     name of the running hook, which Lightning sets around each, is stored without asking whether it is a module.
     """
 
+    _joined: JoinedParameters | None = None
+
+    def lean_optimizer(
+        self, optimizer: type[torch.optim.Optimizer], parameters: Iterable[nn.Parameter], **settings: Any
+    ) -> torch.optim.Optimizer:
+        """Optimiser whose step is one kernel, on devices that have it; on the CPU with small parameters joined.
+
+        Not in mixed precision, where Lightning clips no gradients of a fused optimiser.
+        """
+        parameters, self._joined = list(parameters), None
+        devices = {p.device.type for p in parameters}
+        fused = devices <= {"cpu", "cuda"} and "16" not in str(self.trainer.precision)
+        small = [p for p in parameters if p.numel() <= _SMALL]
+        if fused and devices == {"cpu"} and len(small) > 1:
+            self._joined = JoinedParameters(small)
+            parameters = [*(p for p in parameters if p.numel() > _SMALL), self._joined.vector]
+        return optimizer(parameters, fused=fused or None, **settings)
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "_current_fx_name":
             object.__setattr__(self, name, value)
@@ -50,9 +98,9 @@ class LeanSteps:
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """See :meth:`lightning.pytorch.LightningModule.optimizer_zero_grad`."""
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                p.grad = None
+        joined = self._joined.parameters if self._joined else []
+        for p in itertools.chain(joined, *(group["params"] for group in optimizer.param_groups)):
+            p.grad = None
 
     def configure_gradient_clipping(
         self,
@@ -60,7 +108,9 @@ class LeanSteps:
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """See :meth:`lightning.pytorch.LightningModule.configure_gradient_clipping`."""
+        """See :meth:`lightning.pytorch.LightningModule.configure_gradient_clipping`; called before every step."""
+        if self._joined:
+            self._joined.gather_gradients()
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         by_norm = gradient_clip_val and gradient_clip_algorithm in (None, "norm")
         on_cpu = all(p.device.type == "cpu" for p in parameters)

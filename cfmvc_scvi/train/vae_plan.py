@@ -11,7 +11,7 @@ from torch import Tensor
 from cfmvc_scvi._types import CountBatch
 from cfmvc_scvi.module import CFMVCModule, ElboTerms
 from cfmvc_scvi.train.modes import EpochSums, FiniteWatch, check_finite_weights, reject_unknown, set_modes
-from cfmvc_scvi.train.steps import LeanSteps, fused_where_possible
+from cfmvc_scvi.train.steps import LeanSteps
 
 
 class VAETrainingPlan(LeanSteps, TrainingPlan):
@@ -105,8 +105,8 @@ class VAETrainingPlan(LeanSteps, TrainingPlan):
         return super().configure_optimizers()
 
     def _optimizer_creator_fn(self, optimizer_cls: type[torch.optim.Optimizer]) -> Any:
-        return lambda parameters: fused_where_possible(
-            optimizer_cls, parameters, self.trainer, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay
+        return lambda parameters: self.lean_optimizer(
+            optimizer_cls, parameters, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay
         )
 
     def _log_train(self) -> None:
