@@ -38,10 +38,9 @@ class LatentData:
     condition: np.ndarray
     p: Tensor
 
-    def draw(self, rows: np.ndarray, rng: Generator) -> Tensor:
+    def draw(self, rows: np.ndarray, generator: torch.Generator) -> Tensor:
         """One posterior draw per row, shape (len(rows), n_latent)."""
-        noise = torch.as_tensor(rng.standard_normal((len(rows), self.mean.shape[1]), dtype=np.float32))
-        at = torch.as_tensor(rows)
+        noise, at = torch.randn(len(rows), self.mean.shape[1], generator=generator), torch.as_tensor(rows)
         return noise.mul_(self.scale.index_select(0, at)).add_(self.mean.index_select(0, at))
 
 
@@ -106,7 +105,7 @@ class PairLoader:
     def __iter__(self) -> Iterator[FlowBatch]:
         rng = np.random.default_rng([self.seed, 0 if self.fixed else self.first_epoch + self._passes])
         self._passes += 1
-        targets, z0, z1 = self._pair(rng)
+        targets, z0, z1 = self._pair(rng, torch.Generator().manual_seed(int(rng.integers(2**63))))
         order = rng.permutation(len(targets))
         order, rows, z0, z1 = (torch.as_tensor(x).to(self.device) for x in (order, targets, z0, z1))
         for chosen in order.tensor_split(len(self)):
@@ -120,24 +119,24 @@ class PairLoader:
                 condition=condition,
             )
 
-    def _pair(self, rng: Generator) -> tuple[np.ndarray, Tensor, Tensor]:
+    def _pair(self, rng: Generator, noise: torch.Generator) -> tuple[np.ndarray, Tensor, Tensor]:
         rows = np.concatenate([targets for targets, _ in self._groups])
         z0, z1 = (self.data.mean.new_empty(len(rows), self.data.mean.shape[1]) for _ in range(2))
         start = 0
         for targets, sources in self._groups:
             here = slice(start, start + len(targets))
-            z1[here] = self.data.draw(targets, rng)
-            z0[here] = self._start(z1[here], sources, rng)
+            z1[here] = self.data.draw(targets, noise)
+            z0[here] = self._start(z1[here], sources, rng, noise)
             start += len(targets)
         return rows, z0, z1
 
-    def _start(self, z1: Tensor, sources: np.ndarray | None, rng: Generator) -> Tensor:
+    def _start(self, z1: Tensor, sources: np.ndarray | None, rng: Generator, noise: torch.Generator) -> Tensor:
         if self.source == "control" and sources is None:
             return z1
         if self.source == "noise":
-            z0 = torch.as_tensor(rng.standard_normal(z1.shape, dtype=np.float32))
+            z0 = torch.randn(z1.shape, generator=noise)
         else:
-            z0 = self.data.draw(sources, rng)
+            z0 = self.data.draw(sources, noise)
         return z0[torch.as_tensor(self.coupling.pair(z0.numpy(), z1.numpy(), rng))]
 
 

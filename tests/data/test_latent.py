@@ -135,7 +135,7 @@ def test_draws_have_the_posterior_mean_and_scale():
     data = make()
     data = LatentData(data.mean, data.mean.abs() * 0.01 + 0.5, data.context, data.condition, data.p)
     rows = np.full(20_000, 123)
-    drawn = data.draw(rows, np.random.default_rng(0))
+    drawn = data.draw(rows, torch.Generator().manual_seed(0))
     torch.testing.assert_close(drawn.mean(dim=0), data.mean[123], atol=0.06, rtol=0)
     torch.testing.assert_close(drawn.std(dim=0), data.scale[123], rtol=0.03, atol=0)
 
