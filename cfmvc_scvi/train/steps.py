@@ -77,15 +77,15 @@ class LeanSteps:
     def lean_optimizer(
         self, optimizer: type[torch.optim.Optimizer], parameters: Iterable[nn.Parameter], **settings: Any
     ) -> torch.optim.Optimizer:
-        """Optimiser whose step is one kernel, on devices that have it; on the CPU with small parameters joined.
+        """Optimiser whose step is one kernel, on devices that have it, and for which small parameters are joined.
 
-        Not in mixed precision, where Lightning clips no gradients of a fused optimiser.
+        Not one kernel in mixed precision, where Lightning clips no gradients of a fused optimiser. Joined they are
+        everywhere, so that a run may go on with its optimiser's state on another device.
         """
         parameters, self._joined = list(parameters), None
-        devices = {p.device.type for p in parameters}
-        fused = devices <= {"cpu", "cuda"} and "16" not in str(self.trainer.precision)
+        fused = {p.device.type for p in parameters} <= {"cpu", "cuda"} and "16" not in str(self.trainer.precision)
         small = [p for p in parameters if p.numel() <= _SMALL]
-        if fused and devices == {"cpu"} and len(small) > 1:
+        if len(small) > 1:
             self._joined = JoinedParameters(small)
             parameters = [*(p for p in parameters if p.numel() > _SMALL), self._joined.vector]
         return optimizer(parameters, fused=fused or None, **settings)
@@ -95,6 +95,12 @@ class LeanSteps:
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
+
+    def on_after_backward(self) -> None:
+        """Join the gradients as the parameters are."""
+        super().on_after_backward()
+        if self._joined:
+            self._joined.gather_gradients()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """See :meth:`lightning.pytorch.LightningModule.optimizer_zero_grad`."""
@@ -108,9 +114,7 @@ class LeanSteps:
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """See :meth:`lightning.pytorch.LightningModule.configure_gradient_clipping`; called before every step."""
-        if self._joined:
-            self._joined.gather_gradients()
+        """See :meth:`lightning.pytorch.LightningModule.configure_gradient_clipping`."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         by_norm = gradient_clip_val and gradient_clip_algorithm in (None, "norm")
         on_cpu = all(p.device.type == "cpu" for p in parameters)

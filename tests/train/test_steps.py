@@ -63,6 +63,14 @@ def test_the_optimiser_is_fused_where_gradients_can_still_be_clipped(precision, 
     torch.testing.assert_close(weight.detach(), torch.full((2,), 0.5))
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_the_state_of_the_optimiser_fits_on_every_device(device, precision):
+    parameters = [torch.nn.Parameter(torch.ones(n, device=device)) for n in (3, steps._SMALL + 1, 5)]
+    optimizer = Plan(precision).lean_optimizer(torch.optim.Adam, parameters, lr=0.5)
+    assert [len(p) for p in optimizer.param_groups[0]["params"]] == [steps._SMALL + 1, 8]
+
+
 def network() -> torch.nn.Sequential:
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.LayerNorm(5), torch.nn.Linear(5, 1))
@@ -102,7 +110,8 @@ def test_joined_parameters_whose_memory_was_replaced_or_that_have_no_gradient():
     [
         {},
         {"accumulate_grad_batches": 2},
-        {"gradient_clip_val": 1e-2},
+        {"accumulate_grad_batches": 2, "gradient_clip_val": 1e-2},
+        {"precision": "bf16-mixed", "gradient_clip_val": 1e-2},
         {"gradient_clip_val": 1e-3, "gradient_clip_algorithm": "value"},
     ],
 )
