@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from scipy import sparse
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def column_shares(n_columns: int) -> int:
@@ -23,8 +25,37 @@ def column_shares(n_columns: int) -> int:
 
 
 @dataclass(frozen=True)
+class Bags:
+    """Entries line after line, as :func:`torch.nn.functional.embedding_bag` takes them.
+
+    Attributes
+    ----------
+    values
+        Shape (m,).
+    index
+        Place of every entry in its line, shape (m,), int32 or int64.
+    starts
+        Entry that every line starts at, and the number of entries, shape (n_lines + 1,), on the CPU.
+    """
+
+    values: Tensor
+    index: Tensor
+    starts: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def weighted_sums(self, table: Tensor) -> Tensor:
+        """For every line the sum of the table's rows that the index names, times the values; (n_lines, n_out)."""
+        starts = torch.from_numpy(self.starts).to(self.index.dtype)
+        return F.embedding_bag(
+            self.index, table, starts, mode="sum", per_sample_weights=self.values, include_last_offset=True
+        )
+
+
+@dataclass(frozen=True)
 class Entries:
-    """Entries of a matrix that are not zero, line after line: row after row, or column after column.
+    """Entries of a matrix that are not zero, row after row.
 
     Attributes
     ----------
@@ -43,6 +74,11 @@ class Entries:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    @property
+    def bags(self) -> Bags:
+        """Rows as bags of columns."""
+        return Bags(self.values, self.columns, self.starts)
 
     def lines(self, starts: np.ndarray) -> Entries:
         """Consecutive lines, of which these are the starts."""
@@ -68,13 +104,13 @@ class SparseRows:
     shares
         Equal shares of the columns.
     turned
-        Gives the entries column after column, where something better is known than sorting them.
+        :attr:`by_column`, where it is known.
     """
 
     by_row: Entries
     n_columns: int
     shares: int = 1
-    turned: Callable[[], Entries] | None = None
+    turned: Bags | None = None
 
     @classmethod
     def from_scipy(cls, matrix: sparse.csr_matrix) -> SparseRows:
@@ -83,7 +119,7 @@ class SparseRows:
 
     @classmethod
     def in_parts(cls, lines: sparse.csr_matrix, sizes: Sequence[int], shares: int) -> Iterator[SparseRows]:
-        """Parts of a matrix, on the CPU; :attr:`by_column` is worked out for all of them at once.
+        """Parts of a matrix, on the CPU.
 
         Parameters
         ----------
@@ -96,9 +132,8 @@ class SparseRows:
             Equal shares of the columns.
         """
         by_row, ends = _by_row(lines, sizes, shares), np.r_[0, np.cumsum(sizes)] * shares
-        for first, last, by_column in zip(ends[:-1], ends[1:], _by_column(lines, sizes, shares), strict=True):
-            part = by_row.lines(by_row.starts[first : last + 1])
-            yield cls(part, lines.shape[1], shares, lambda entries=by_column: entries)
+        for first, last in itertools.pairwise(ends):
+            yield cls(by_row.lines(by_row.starts[first : last + 1]), lines.shape[1], shares)
 
     def __len__(self) -> int:
         return (len(self.by_row.starts) - 1) // self.shares
@@ -109,13 +144,13 @@ class SparseRows:
         return len(self.by_row) / max(1, len(self) * self.n_columns)
 
     @cached_property
-    def by_column(self) -> Entries:
-        """Entries, column after column; on the CPU."""
+    def by_column(self) -> Bags:
+        """Columns as bags of rows; on the CPU."""
         if self.turned is not None:
-            return self.turned()
+            return self.turned
         values, columns, starts = self.by_row.values.numpy(), self.by_row.columns.numpy(), self.by_row.starts
         lines = sparse.csr_matrix((values, columns, starts), (len(starts) - 1, self.n_columns))
-        return next(_by_column(lines, [len(self)], self.shares))
+        return next(columns_of_parts(lines, [len(self)], self.shares))
 
     def to(self, device: torch.device | str) -> SparseRows:
         """The same on another device."""
@@ -128,13 +163,9 @@ class SparseRows:
         dense.scatter_(0, entries.rows.long() * self.n_columns + entries.columns, entries.values)
         return dense.view(len(self), self.n_columns)
 
-    def map(self, function: Callable[[Entries], Tensor]) -> SparseRows:
-        """The matrix with other values at the same places, a function of each entry alone."""
-
-        def mapped(entries: Entries) -> Entries:
-            return replace(entries, values=function(entries))
-
-        return SparseRows(mapped(self.by_row), self.n_columns, self.shares, lambda: mapped(self.by_column))
+    def with_values(self, values: Tensor, turned: Bags | None = None) -> SparseRows:
+        """A matrix with other values at the same places, given as :attr:`by_row` has them."""
+        return SparseRows(replace(self.by_row, values=values), self.n_columns, self.shares, turned)
 
     def parts(self, size: int) -> Iterator[SparseRows]:
         """So many rows at a time, of a matrix with one share; the last part may have fewer."""
@@ -151,8 +182,8 @@ def _by_row(lines: sparse.csr_matrix, sizes: Sequence[int], shares: int) -> Entr
     return Entries(*(torch.from_numpy(x) for x in (lines.data, rows, columns)), lines.indptr)
 
 
-def _by_column(lines: sparse.csr_matrix, sizes: Sequence[int], shares: int) -> Iterator[Entries]:
-    """Entries of every part, sorted together as if each had columns of its own."""
+def columns_of_parts(lines: sparse.csr_matrix, sizes: Sequence[int], shares: int) -> Iterator[Bags]:
+    """Columns of every part of :meth:`SparseRows.in_parts`, sorted together as if each part had its own."""
     n_columns, ends = lines.shape[1], np.r_[0, np.cumsum(sizes)] * shares
     part = np.repeat(np.arange(len(sizes), dtype=np.int32), np.diff(lines.indptr[ends]))
     shape = (lines.shape[0], len(sizes) * n_columns)
@@ -163,5 +194,4 @@ def _by_column(lines: sparse.csr_matrix, sizes: Sequence[int], shares: int) -> I
         rows = turned.indices[here] - ends[index].astype(turned.indices.dtype)
         for share in range(1, shares):  # lines of a later share are those of the same rows
             rows[starts[share * n_columns // shares] :] -= n
-        columns = np.repeat(np.arange(n_columns, dtype=np.int32), np.diff(starts))
-        yield Entries(*(torch.from_numpy(x) for x in (turned.data[here], rows, columns)), starts)
+        yield Bags(torch.from_numpy(turned.data[here]), torch.from_numpy(rows), starts)

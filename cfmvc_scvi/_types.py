@@ -113,6 +113,8 @@ class CountBatch:
         Whether the library sizes are size factors; else they are the sums of the counts.
     whole
         Whether all counts are whole numbers.
+    normalized
+        :attr:`lognorm`, where it is known.
     """
 
     counts: SparseRows
@@ -120,6 +122,7 @@ class CountBatch:
     context: FlowContext
     has_size_factor: bool = False
     whole: bool = True
+    normalized: SparseRows | None = None
 
     def __len__(self) -> int:
         return len(self.library)
@@ -127,15 +130,26 @@ class CountBatch:
     @cached_property
     def lognorm(self) -> SparseRows:
         """log1p of counts per 10,000, shape (n, n_genes)."""
-        scale = 1e4 / self.library  # a method in its place would tie the batch to itself, and keep it in memory
-        return self.counts.map(lambda entries: torch.mul(scale.index_select(0, entries.rows), entries.values).log1p_())
+        if self.normalized is not None:
+            return self.normalized
+        entries = self.counts.by_row
+        scale = (1e4 / self.library).index_select(0, entries.rows)
+        return self.counts.with_values(torch.mul(scale, entries.values).log1p_())
 
     def to(self, device: torch.device | str) -> CountBatch:
         """The same on another device."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in ("counts", "library", "context")})
+        moved = {name: getattr(self, name).to(device) for name in ("counts", "library", "context")}
+        return replace(self, **moved, normalized=None)
 
     def split(self, size: int) -> Iterator[CountBatch]:
         """The same cells in batches of this size; what does not fill one comes last."""
+        values, end = self.lognorm.by_row.values, 0
         for start, counts in zip(range(0, len(self), size), self.counts.parts(size), strict=True):
-            cells = slice(start, start + size)
-            yield replace(self, counts=counts, library=self.library[cells], context=self.context[cells])
+            cells, first, end = slice(start, start + size), end, end + len(counts.by_row)
+            yield replace(
+                self,
+                counts=counts,
+                library=self.library[cells],
+                context=self.context[cells],
+                normalized=counts.with_values(values[first:end]),
+            )

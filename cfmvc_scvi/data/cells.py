@@ -86,7 +86,9 @@ class CellTable:
         for start in range(0, len(self), size):
             yield slice(start, min(start + size, len(self)))
 
-    def batch(self, rows: slice | np.ndarray, counts: SparseRows | None = None) -> CountBatch:
+    def batch(
+        self, rows: slice | np.ndarray, counts: SparseRows | None = None, normalized: SparseRows | None = None
+    ) -> CountBatch:
         """Counts of some rows without their zeros (``counts`` where they are read already), and what is beside them."""
         if counts is None:
             counts = SparseRows.from_scipy(canonical(sparse.csr_matrix(self.counts[rows])))
@@ -96,6 +98,7 @@ class CellTable:
             context=self.context[rows],
             has_size_factor=self.has_size_factor,
             whole=self.whole,
+            normalized=normalized,
         )
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from scipy import sparse
 from torch import Tensor
 
-from cfmvc_scvi._sparse import Entries, SparseRows, column_shares
+from cfmvc_scvi._sparse import Entries, SparseRows, column_shares, columns_of_parts
 from cfmvc_scvi._types import CellSplit, CountBatch, FlowContext
 from cfmvc_scvi.data.cells import CellTable, canonical
 
@@ -102,9 +102,15 @@ class HostCounts:
         share = np.arange(self._shares)[:, None]
         lines = np.concatenate([(part * self._shares + share).ravel() for part in parts])
         gathered = canonical(self._lines[lines])
+        cells = np.concatenate([np.tile(part, self._shares) for part in parts])
+        normalized = _lognorm(gathered, self.cells.library[cells])
         sizes = [len(part) for part in parts]
-        for part, counts in zip(parts, SparseRows.in_parts(gathered, sizes, self._shares), strict=True):
-            yield self.cells.batch(part, counts)
+        every_counts = SparseRows.in_parts(gathered, sizes, self._shares)
+        every_turned = columns_of_parts(normalized, sizes, self._shares)
+        values, end = torch.from_numpy(normalized.data), 0
+        for part, counts, turned in zip(parts, every_counts, every_turned, strict=True):
+            first, end = end, end + len(counts.by_row)
+            yield self.cells.batch(part, counts, counts.with_values(values[first:end], turned))
 
     def bytes_on_device(self) -> int:
         """Memory that :class:`DeviceCounts` would take."""
@@ -229,6 +235,13 @@ class CountDataModule(LightningDataModule):
 def stage1_context(context: FlowContext) -> FlowContext:
     """Codes and continuous covariates without the coordinates, which stage 1 does not read."""
     return FlowContext(context.categorical, _float(context.continuous), None)
+
+
+def _lognorm(lines: sparse.csr_matrix, library: np.ndarray) -> sparse.csr_matrix:
+    """log1p of counts per 10,000 of lines with these library sizes."""
+    scale = np.repeat((1e4 / torch.from_numpy(library)).numpy(), np.diff(lines.indptr))
+    values = torch.from_numpy(np.multiply(scale, lines.data, out=scale)).log1p_().numpy()
+    return sparse.csr_matrix((values, lines.indices, lines.indptr), lines.shape)
 
 
 def _cut(counts: sparse.csr_matrix, shares: int) -> sparse.csr_matrix:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, softplus
 
-from cfmvc_scvi._sparse import column_shares
+from cfmvc_scvi._sparse import SparseRows
 from cfmvc_scvi._types import CountBatch
 from cfmvc_scvi.module.elbo import at_least_float32
 
@@ -78,7 +78,7 @@ class _ReconstructionLoss(torch.autograd.Function):
     def forward(
         ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, log_theta: Tensor, batch: CountBatch, panel: bool
     ) -> Tensor:
-        n_genes, shares = len(log_theta), _n_shares(features, len(log_theta))
+        n_genes, shares = len(log_theta), batch.counts.shares
         by_share = weight.view(shares, n_genes // shares, -1).transpose(1, 2)
         logits = torch.baddbmm(
             bias.to(weight.dtype).view(shares, 1, -1), features.expand(shares, *features.shape), by_share
@@ -104,11 +104,6 @@ class _ReconstructionLoss(torch.autograd.Function):
         return by_features, by_weight, by_bias, by_log_theta, None, None
 
 
-def _n_shares(features: Tensor, n_genes: int) -> int:
-    """Equal shares of the genes, one per thread where they can be divided so."""
-    return column_shares(n_genes) if features.device.type == "cpu" else 1
-
-
 def _over_cells(x: Tensor) -> Tensor:
     """Sum over the cells, (n_genes,), of (shares, n, size): a product, in which every thread keeps to its share."""
     return torch.bmm(x.new_ones(len(x), 1, x.shape[1]), x).view(-1)
@@ -121,8 +116,8 @@ def _loss_of_logits(
     shares, n, size = work.shape
     theta, library = log_theta.exp(), batch.library.to(work.dtype)
     counts = batch.counts.by_row  # and by the genes of the threads
-    values, rows, genes = counts.values.to(work.dtype), counts.rows, counts.columns
-    place = _place(rows, genes, work.shape)
+    values, genes = counts.values.to(work.dtype), counts.columns
+    place = _place(batch.counts)
     share = torch.softmax(work, dim=-1)  # within the thread's genes; the part is what these have of all
     log_part = work.amax(dim=-1) - share.amax(dim=-1).log_()
     log_total = reduce(torch.logaddexp, log_part)
@@ -130,8 +125,8 @@ def _loss_of_logits(
         log_total = softplus(log_total)
     part = (log_part - log_total).exp_()
 
-    s = torch.take(work, place).sub_(log_theta.index_select(0, genes))  # unlike index_select on several threads
-    s.add_((library.log() - log_total).index_select(0, rows))
+    work.add_((library.log() - log_total).unsqueeze(-1)).sub_(log_theta.view(shares, 1, size))
+    s = torch.take(work, place)
     odds = torch.mul(share, (part * library).unsqueeze(-1)).mul_(theta.reciprocal().view(shares, 1, size))
     log_odds_sum = _over_cells(torch.log1p(odds, out=work))
     ways, by_ways = (_log_ways if batch.whole else _log_ways_of_fractions)(values, genes, theta)
@@ -139,25 +134,22 @@ def _loss_of_logits(
     if not need_gradient:
         return loss, None
     by_s = odds.div_(torch.add(odds, 1.0, out=work)).mul_((theta / n).view(shares, 1, size))
-    at_counts = torch.sigmoid(s).mul_(theta.index_select(0, genes)).sub_(torch.sigmoid(s.neg_()).mul_(values)).div_(n)
-    by_s.view(-1).index_put_((place,), at_counts)
+    by_s.view(-1).scatter_add_(0, place, s.neg_().sigmoid_().mul_(values).div_(-n))
     by_log_theta = (theta * log_odds_sum).sub_(by_ways).div_(n).sub_(_over_cells(by_s))
     part.mul_(by_s.sum(dim=-1).sum(dim=0))
     torch.addcmul(by_s, share, part.unsqueeze(-1), value=-1.0, out=work)
     return loss, by_log_theta
 
 
-def _place(rows: Tensor, genes: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """Place of cells and genes in a flat array (shares * n * size,)."""
-    first = _places_of_first(*shape, genes.device)
-    return torch.add(first.index_select(0, genes), rows, alpha=shape[-1])
-
-
-@lru_cache(maxsize=8)
-def _places_of_first(shares: int, n: int, size: int, device: torch.device) -> Tensor:
-    """Place of the first cell's genes in that array (shares * size,)."""
-    gene = torch.arange(shares * size, device=device).view(shares, size)
-    return (gene + torch.arange(shares, device=device).view(-1, 1) * ((n - 1) * size)).view(-1)
+def _place(counts: SparseRows) -> Tensor:
+    """Place of every count in a flat array (shares * n * size,)."""
+    n, size = len(counts), counts.n_columns // counts.shares
+    entries = counts.by_row
+    columns = entries.columns if n * counts.n_columns < 2**31 else entries.columns.long()
+    place = torch.add(columns, entries.rows, alpha=size)
+    for share in range(1, counts.shares):
+        place[entries.starts[share * n] : entries.starts[(share + 1) * n]] += share * (n - 1) * size
+    return place.long()
 
 
 def _log_ways(values: Tensor, genes: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,9 +159,9 @@ def _log_ways(values: Tensor, genes: Tensor, theta: Tensor) -> tuple[Tensor, Ten
     -------
     A scalar, and its derivatives by :math:`\log \theta`, shape (n_genes,).
     """
-    above = _counts_above(values, genes, theta)
-    counted = torch.arange(_TABLE, dtype=theta.dtype, device=theta.device).unsqueeze(-1)
-    terms = theta + counted
+    equal = _counts_equal(values, genes, theta)
+    counted, up_to = _table(theta.dtype, theta.device)
+    above, terms = up_to @ equal, theta + counted
     result = torch.dot((terms / (counted + 1.0)).log_().view(-1), above.view(-1))
     derivative = (above / terms).sum(dim=0).mul_(theta)
     large = (values > _TABLE).nonzero().squeeze(-1)
@@ -185,13 +177,22 @@ def _log_ways(values: Tensor, genes: Tensor, theta: Tensor) -> tuple[Tensor, Ten
     return result, derivative
 
 
-def _counts_above(values: Tensor, genes: Tensor, theta: Tensor) -> Tensor:
-    """How many counts of every gene are above 0, 1, 2, ...; shape (_TABLE, n_genes), in the precision of ``theta``."""
+def _counts_equal(values: Tensor, genes: Tensor, theta: Tensor) -> Tensor:
+    """How many counts of every gene are 1, 2, ...; shape (_TABLE, n_genes), in the precision of ``theta``.
+
+    The last are those of the table's length, and all above.
+    """
     n_genes = len(theta)
-    # how many are 0, 1, 2, ..., and what is above the table with its last
-    cell = values.to(torch.int32).clamp_(max=_TABLE).mul_(n_genes).add_(genes)
-    equal = torch.bincount(cell, minlength=(_TABLE + 1) * n_genes)[n_genes:].to(theta.dtype).view(_TABLE, n_genes)
-    return equal.sum(dim=0) - equal.cumsum(dim=0) + equal
+    cell = torch.add(genes, values.clamp(max=_TABLE).to(genes.dtype), alpha=n_genes)
+    equal = torch.bincount(cell, minlength=(_TABLE + 1) * n_genes)[n_genes:]
+    return equal.to(theta.dtype).view(_TABLE, n_genes)
+
+
+@lru_cache(maxsize=8)
+def _table(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """0, 1, 2, ... as a column, and the matrix that adds up all counts above them."""
+    counted = torch.arange(_TABLE, dtype=dtype, device=device).unsqueeze(-1)
+    return counted, torch.ones(_TABLE, _TABLE, dtype=dtype, device=device).triu()
 
 
 def _log_ways_of_fractions(values: Tensor, genes: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from cfmvc_scvi._sparse import Entries, SparseRows
+from cfmvc_scvi._sparse import SparseRows
 
 
 def mlp(n_in: int | None, n_hidden: int, n_layers: int, *, dropout: float = 0.0, norm: bool = True) -> nn.Sequential:
@@ -81,21 +80,13 @@ class _WeightedRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: SparseRows, weight: Tensor) -> Tensor:
         ctx.x = x
-        of_shares = _weighted_sums(x.by_row, x.by_row.columns, weight)
+        of_shares = x.by_row.bags.weighted_sums(weight)
         return of_shares if x.shares == 1 else of_shares.view(x.shares, len(x), -1).sum(dim=0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor]:
-        return None, _weighted_sums(ctx.x.by_column, ctx.x.by_column.rows, upstream.contiguous())
-
-
-def _weighted_sums(entries: Entries, index: Tensor, table: Tensor) -> Tensor:
-    """For every line of entries the sum of their rows of the table, which ``index`` names, times their values."""
-    starts = torch.from_numpy(entries.starts).to(index.dtype)
-    return F.embedding_bag(
-        index, table, starts, mode="sum", per_sample_weights=entries.values, include_last_offset=True
-    )
+        return None, ctx.x.by_column.weighted_sums(upstream.contiguous())
 
 
 class CovariateEmbedding(nn.Module):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy import sparse
 
+from cfmvc_scvi._sparse import column_shares
 from cfmvc_scvi._types import CellSplit, CountBatch, FlowContext
 from cfmvc_scvi.data import count_loader
 from cfmvc_scvi.data.cells import CellTable
@@ -49,6 +50,12 @@ def in_shares(n_shares: int) -> HostCounts:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(count_loader, "column_shares", lambda n_columns: n_shares)
         return HostCounts(table(sparse.csr_matrix(counts())))
+
+
+@pytest.mark.parametrize(("n_genes", "threads", "expected"), [(2000, 2, 2), (2001, 2, 1), (2000, 6, 2), (7, 7, 7)])
+def test_genes_are_shared_out_evenly(monkeypatch, n_genes, threads, expected):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert column_shares(n_genes) == expected
 
 
 SOURCES = {
@@ -175,7 +182,7 @@ def test_a_batch_is_freed_without_the_garbage_collector():
     gc.disable()
     try:
         batch = next(source.batches(np.arange(9), 4))
-        assert len(batch.lognorm.by_column) == len(batch.counts.by_column)
+        assert len(batch.lognorm.by_column) == len(batch.counts.by_row)
         seen = weakref.ref(batch)
         del batch
         assert seen() is None
