@@ -86,19 +86,14 @@ class CellTable:
         for start in range(0, len(self), size):
             yield slice(start, min(start + size, len(self)))
 
-    def batch(
-        self, rows: slice | np.ndarray, counts: SparseRows | None = None, normalized: SparseRows | None = None
-    ) -> CountBatch:
-        """Counts of some rows without their zeros (``counts`` where they are read already), and what is beside them."""
-        if counts is None:
-            counts = SparseRows.from_scipy(canonical(sparse.csr_matrix(self.counts[rows])))
+    def batch(self, rows: slice | np.ndarray) -> CountBatch:
+        """Counts of some rows without their zeros, and what is beside them."""
         return CountBatch(
-            counts=counts,
+            counts=SparseRows.from_scipy(canonical(sparse.csr_matrix(self.counts[rows]))),
             library=torch.as_tensor(self.library[rows]),
             context=self.context[rows],
             has_size_factor=self.has_size_factor,
             whole=self.whole,
-            normalized=normalized,
         )
 
 

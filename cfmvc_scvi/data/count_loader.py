@@ -99,18 +99,25 @@ class HostCounts:
     def batches(self, rows: np.ndarray, size: int) -> Iterator[CountBatch]:
         """Counts of the cells at these rows, so many cells at a time; the last batch may have fewer."""
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-        share = np.arange(self._shares)[:, None]
-        lines = np.concatenate([(part * self._shares + share).ravel() for part in parts])
-        gathered = canonical(self._lines[lines])
+        sizes, shares = [len(part) for part in parts], np.arange(self._shares)[:, None]
+        counts = canonical(self._lines[np.concatenate([(part * self._shares + shares).ravel() for part in parts])])
+        context, library = self.cells.context[rows], torch.from_numpy(self.cells.library[rows])
         cells = np.concatenate([np.tile(part, self._shares) for part in parts])
-        normalized = _lognorm(gathered, self.cells.library[cells])
-        sizes = [len(part) for part in parts]
-        every_counts = SparseRows.in_parts(gathered, sizes, self._shares)
-        every_turned = columns_of_parts(normalized, sizes, self._shares)
-        values, end = torch.from_numpy(normalized.data), 0
-        for part, counts, turned in zip(parts, every_counts, every_turned, strict=True):
-            first, end = end, end + len(counts.by_row)
-            yield self.cells.batch(part, counts, counts.with_values(values[first:end], turned))
+        lognorm = _lognorm(counts, self.cells.library[cells])
+        every_counts = SparseRows.in_parts(counts, sizes, self._shares)
+        every_turned = columns_of_parts(lognorm, sizes, self._shares)
+        values, cell, entry = torch.from_numpy(lognorm.data), 0, 0
+        for counts, turned in zip(every_counts, every_turned, strict=True):
+            first, entry = entry, entry + len(counts.by_row)
+            start, cell = cell, cell + len(counts)
+            yield CountBatch(
+                counts=counts,
+                library=library[start:cell],
+                context=context[start:cell],
+                has_size_factor=self.cells.has_size_factor,
+                whole=self.cells.whole,
+                normalized=counts.with_values(values[first:entry], turned),
+            )
 
     def bytes_on_device(self) -> int:
         """Memory that :class:`DeviceCounts` would take."""

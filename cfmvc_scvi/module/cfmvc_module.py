@@ -15,7 +15,7 @@ from cfmvc_scvi._compat import MODULE_KEYS
 from cfmvc_scvi._types import CountBatch, FlowContext
 from cfmvc_scvi.flow import LinearPath, energy_distance
 from cfmvc_scvi.module.count_loss import reconstruction_loss
-from cfmvc_scvi.module.elbo import ElboTerms, gaussian_draw, gaussian_kl
+from cfmvc_scvi.module.elbo import ElboTerms, draw_with_kl
 from cfmvc_scvi.module.likelihood import nb_log_prob
 from cfmvc_scvi.module.transport import TransportMixin
 from cfmvc_scvi.nn import (
@@ -239,13 +239,12 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         :func:`~cfmvc_scvi.module.count_loss.reconstruction_loss`.
         """
         q = self.encoder(batch.lognorm, batch.context.categorical, batch.context.continuous)
-        features = self.decoder.features(gaussian_draw(q.mean, q.logvar))
-        output = self.decoder.output
+        codes = batch.context.batch
+        z, *kl = draw_with_kl(q.mean, q.logvar, self.tech_prior_mean(codes), self._tech_prior_logvar(codes))
+        features, output = self.decoder.features(z), self.decoder.output
         reconstruction = reconstruction_loss(
             features, output.weight, output.bias, self.decoder.bounded_log_theta, batch, panel=self.panel
         )
-        codes = batch.context.batch
-        kl = gaussian_kl(q.mean, q.logvar, self.tech_prior_mean(codes), self._tech_prior_logvar(codes))
         return ElboTerms(reconstruction, *kl, weights=self.kl_weights)
 
     def tensors(self, batch: CountBatch) -> dict[str, Tensor]:

@@ -99,7 +99,7 @@ class _ReconstructionLoss(torch.autograd.Function):
         shares, n, size = by_logits.shape
         by_bias = _over_cells(by_logits)
         by_logits = by_logits.to(weight.dtype)
-        by_features = torch.bmm(by_logits, weight.view(shares, size, -1)).sum(dim=0)
+        by_features = reduce(torch.add, torch.bmm(by_logits, weight.view(shares, size, -1)).unbind())
         by_weight = torch.bmm(by_logits.transpose(1, 2), features.expand(shares, n, -1)).view_as(weight)
         return by_features, by_weight, by_bias, by_log_theta, None, None
 

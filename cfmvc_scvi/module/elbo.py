@@ -29,10 +29,10 @@ class ElboTerms:
     kl_technical: Tensor
     weights: tuple[float, float]
 
-    def loss(self, kl_weight: Tensor | float = 1.0) -> Tensor:
+    def loss(self, kl_weight: float = 1.0) -> Tensor:
         """What is minimised; ``kl_weight`` scales both KL terms."""
-        weighted = self.weights[0] * self.kl_intrinsic + self.weights[1] * self.kl_technical
-        return self.reconstruction + kl_weight * weighted
+        loss = torch.add(self.reconstruction, self.kl_intrinsic, alpha=kl_weight * self.weights[0])
+        return torch.add(loss, self.kl_technical, alpha=kl_weight * self.weights[1])
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -40,19 +40,17 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def gaussian_draw(mean: Tensor, logvar: Tensor) -> Tensor:
-    """One draw of normal distributions, differentiable, in at least float32."""
-    mean, logvar = at_least_float32(mean), at_least_float32(logvar)
-    return mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+def draw_with_kl(
+    mean: Tensor, logvar: Tensor, prior_mean: Tensor, prior_logvar: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""One draw of diagonal normals, and their KL divergences from a standard normal prior and from one that is given.
 
+    .. math:: z = m + e^{l / 2} \epsilon, \qquad
+              KL = \frac{1}{2} \left[ e^{l - l_0} + (m - m_0)^2 e^{-l_0} - 1 - (l - l_0) \right]
 
-def gaussian_kl(mean: Tensor, logvar: Tensor, prior_mean: Tensor, prior_logvar: Tensor) -> tuple[Tensor, Tensor]:
-    r"""KL divergences of diagonal normals, side by side, from a standard normal prior and from one that is given.
-
-    .. math:: KL = \frac{1}{2} \left[ e^{l - l_0} + (m - m_0)^2 e^{-l_0} - 1 - (l - l_0) \right]
-
-    summed over dimensions. One function with its analytic gradient: its some forty small steps, each recorded, would
-    cost a small batch more than the layers between the latents and the genes.
+    with :math:`\epsilon` from a standard normal, and KL summed over dimensions. One function with its analytic
+    gradient: its some fifty small steps, each recorded, would cost a small batch more than the layers between the
+    latents and the genes.
 
     Parameters
     ----------
@@ -63,21 +61,22 @@ def gaussian_kl(mean: Tensor, logvar: Tensor, prior_mean: Tensor, prior_logvar: 
 
     Returns
     -------
-    KL divergence of the first dimensions from the standard normal, and of the last ones from the prior that is given:
-    scalars, means over the rows.
+    The draw, shape (n, n_standard + n_given). KL divergence of the first dimensions from the standard normal, and of
+    the last ones from the prior that is given: scalars, means over the rows. All in at least float32.
     """
     arguments = (at_least_float32(x) for x in (mean, logvar, prior_mean, prior_logvar))
-    return _GaussianKL.apply(*arguments)
+    return _DrawWithKL.apply(*arguments)
 
 
-class _GaussianKL(torch.autograd.Function):
-    """See :func:`gaussian_kl`."""
+class _DrawWithKL(torch.autograd.Function):
+    """See :func:`draw_with_kl`."""
 
     @staticmethod
     def forward(
         ctx: Any, mean: Tensor, logvar: Tensor, prior_mean: Tensor, prior_logvar: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         n, cut = len(mean), mean.shape[1] - prior_mean.shape[1]
+        spread = (0.5 * logvar).exp_().mul_(torch.randn_like(mean))
         distance, difference = mean.clone(), logvar.clone()
         distance[:, cut:] -= prior_mean
         difference[:, cut:] -= prior_logvar
@@ -85,17 +84,19 @@ class _GaussianKL(torch.autograd.Function):
         scaled[:, cut:] *= (-prior_logvar).exp()
         growth = difference.expm1()
         square = distance.mul_(scaled)
-        ctx.save_for_backward(scaled, growth, square[:, cut:])
+        ctx.save_for_backward(spread, scaled, growth, square[:, cut:])
         twice = (square + growth).sub_(difference)
         first, last = (twice[:, part].sum() / (2 * n) for part in (slice(cut), slice(cut, None)))
-        return first, last
+        return mean + spread, first, last
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_first: Tensor, by_last: Tensor) -> tuple[Tensor, ...]:
-        scaled, growth, square = ctx.saved_tensors
+    def backward(ctx: Any, by_draw: Tensor, by_first: Tensor, by_last: Tensor) -> tuple[Tensor, ...]:
+        spread, scaled, growth, square = ctx.saved_tensors
         cut = scaled.shape[1] - square.shape[1]
-        upstream = torch.cat([by_first.expand(cut), by_last.expand(square.shape[1])]) / len(scaled)
-        by_mean, half = scaled * upstream, 0.5 * upstream
+        upstream = torch.cat([by_first.expand(cut), by_last.expand(square.shape[1])]).div_(len(scaled))
+        half = 0.5 * upstream
+        by_mean, by_logvar = scaled * upstream, growth * half
         by_prior_logvar = (growth[:, cut:] + square).mul_(-half[cut:])
-        return by_mean, growth * half, -by_mean[:, cut:], by_prior_logvar
+        by_prior_mean = -by_mean[:, cut:]
+        return by_mean.add_(by_draw), by_logvar.addcmul_(by_draw, spread, value=0.5), by_prior_mean, by_prior_logvar

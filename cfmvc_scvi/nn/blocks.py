@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -69,24 +70,24 @@ class GeneLinear(nn.Module):
             on_cpu = x.by_row.values.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
             # outside training always, so that a cell's outputs do not depend on those beside it
             if on_cpu and (not self.training or x.density <= self.SPARSE_BELOW):
-                return _WeightedRows.apply(x, self.weight) + self.bias
+                return _WeightedRows.apply(x, self.weight, self.bias)
             x = x.dense()
         return torch.addmm(self.bias, x, self.weight)
 
 
 class _WeightedRows(torch.autograd.Function):
-    """Product of sparse rows (n, n_columns) with a dense matrix (n_columns, n_out)."""
+    """Product of sparse rows (n, n_columns) with a dense matrix (n_columns, n_out), plus a bias (n_out,)."""
 
     @staticmethod
-    def forward(ctx: Any, x: SparseRows, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, x: SparseRows, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.x = x
-        of_shares = x.by_row.bags.weighted_sums(weight)
-        return of_shares if x.shares == 1 else of_shares.view(x.shares, len(x), -1).sum(dim=0)
+        of_shares = x.by_row.bags.weighted_sums(weight.detach())
+        return reduce(torch.add, of_shares.view(x.shares, len(x), -1).unbind()) + bias
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor]:
-        return None, ctx.x.by_column.weighted_sums(upstream.contiguous())
+    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor, Tensor]:
+        return None, ctx.x.by_column.weighted_sums(upstream.contiguous()), upstream.sum(dim=0)
 
 
 class CovariateEmbedding(nn.Module):

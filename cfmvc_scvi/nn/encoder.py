@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cfmvc_scvi._constants import LOGVAR_BOUNDS
 from cfmvc_scvi._sparse import SparseRows
@@ -103,10 +104,10 @@ class Encoder(nn.Module):
         parts = [self.covariates(categorical)]
         if continuous is not None:
             parts.append(continuous)
-        from_genes, linear = self.genes(x_lognorm).tensor_split([self.n_hidden], dim=-1)
+        n_latent = self.batch_offset.embedding_dim
+        from_genes, linear = self.genes(x_lognorm).split([self.n_hidden, n_latent], dim=-1)
         h = self.hidden(torch.addmm(from_genes, torch.cat(parts, dim=-1), self.beside_genes.weight.T))
         linear = linear - self.batch_offset(categorical[:, 0])
-        n_latent = linear.shape[-1]
         mean, logvar = self.heads(h).chunk(2, dim=-1)
-        mean = torch.cat([linear + mean[:, :n_latent], mean[:, n_latent:]], dim=-1)
+        mean = mean + F.pad(linear, (0, mean.shape[-1] - n_latent))
         return Posterior(mean, logvar.clamp(*LOGVAR_BOUNDS), n_latent)

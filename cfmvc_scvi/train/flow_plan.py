@@ -68,7 +68,7 @@ class FlowTrainingPlan(LeanSteps, LightningModule):
         loss = self._loss(batch, torch.rand(len(batch), device=self.device))
         last = self.trainer.is_last_batch
         self._watch(loss, self.current_epoch, last)
-        self._losses.add(loss, len(batch))
+        self._losses.add([loss], len(batch))
         if last:
             self._log_train()
         return loss
@@ -77,7 +77,7 @@ class FlowTrainingPlan(LeanSteps, LightningModule):
         """Flow-matching loss at fixed, evenly spread times."""
         t = (torch.arange(len(batch), device=self.device) + 0.5) / len(batch)
         loss = self._loss(batch, t)
-        self._validation_losses.add(loss, len(batch))
+        self._validation_losses.add([loss], len(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log the loss of the validation cells."""

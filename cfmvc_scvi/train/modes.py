@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -18,12 +19,12 @@ def set_modes(*, trained: Iterable[nn.Module], frozen: Iterable[nn.Module]) -> N
         part.eval().requires_grad_(False)
 
 
-def check_finite_loss(loss: Tensor, stage: str, quantity: str, epoch: int, argument: str, lr: float) -> None:
+def check_finite_loss(loss: float, stage: str, quantity: str, epoch: int, argument: str, lr: float) -> None:
     """Raise when a loss is not finite; nothing is masked."""
-    if bool(torch.isfinite(loss)):
+    if math.isfinite(loss):
         return
     raise FloatingPointError(
-        f"{stage} diverged in epoch {epoch}: the {quantity} is {float(loss)}. The usual cause is a learning rate "
+        f"{stage} diverged in epoch {epoch}: the {quantity} is {loss}. The usual cause is a learning rate "
         f"that is too high (now {lr}): pass a lower one, `{argument}={{'lr': {lr / 10:g}}}`, and train again."
     )
 
@@ -33,17 +34,18 @@ class EpochSums:
 
     def __init__(self) -> None:
         self.n_cells = 0
-        self._sums: Tensor | float = 0.0
+        self._sums: Tensor | None = None
 
     @torch.no_grad()
-    def add(self, losses: Tensor, n_cells: int) -> None:
-        """Add mean losses (any number of them) of a batch of so many cells."""
-        self._sums = self._sums + losses * n_cells
+    def add(self, losses: Sequence[Tensor], n_cells: int) -> None:
+        """Add mean losses (scalars, always so many) of a batch of so many cells."""
+        losses = torch.stack(losses)
+        self._sums = losses * n_cells if self._sums is None else self._sums.add_(losses, alpha=n_cells)
         self.n_cells += n_cells
 
     def means(self) -> Tensor:
-        """Means over the cells of the epoch, at least one-dimensional."""
-        return torch.atleast_1d(self._sums / self.n_cells)
+        """Means over the cells of the epoch, one per loss."""
+        return self._sums / self.n_cells
 
 
 class FiniteWatch:
@@ -63,9 +65,10 @@ class FiniteWatch:
     def __call__(self, loss: Tensor, epoch: int, last: bool) -> None:
         """Look at the loss of a step; ``last`` says that it is the last of its epoch."""
         self._steps += 1
-        self._sum = self._sum + loss.detach()
-        if loss.device.type == "cpu" or last or self._steps % self._every == 0:
-            check_finite_loss(self._sum, *self._what, epoch, *self._remedy)
+        on_cpu = loss.device.type == "cpu"
+        self._sum = loss.item() if on_cpu else self._sum + loss.detach()
+        if on_cpu or last or self._steps % self._every == 0:
+            check_finite_loss(float(self._sum), *self._what, epoch, *self._remedy)
             self._sum = 0.0
 
 

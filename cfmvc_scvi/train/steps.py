@@ -40,6 +40,7 @@ class JoinedParameters:
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = list(parameters)
         self.vector = nn.Parameter(torch.cat([p.detach().flatten() for p in self.parameters]))
+        self._shapes, self._sizes = zip(*((p.shape, p.numel()) for p in self.parameters), strict=True)
         self._parts = self._cut(self.vector.detach())
         self._join()
 
@@ -59,8 +60,7 @@ class JoinedParameters:
                 p.data = part
 
     def _cut(self, vector: Tensor) -> list[Tensor]:
-        parts = vector.split([p.numel() for p in self.parameters])
-        return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
+        return [part.view(shape) for part, shape in zip(vector.split(self._sizes), self._shapes, strict=True)]
 
 
 class LeanSteps:

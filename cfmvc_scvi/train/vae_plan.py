@@ -32,6 +32,9 @@ class VAETrainingPlan(LeanSteps, TrainingPlan):
         steps are taken.
     """
 
+    #: When the factor of the KL terms was worked out, and what it was.
+    _kl: tuple[Any, float] = (None, 0.0)
+
     def __init__(
         self,
         module: CFMVCModule,
@@ -49,6 +52,14 @@ class VAETrainingPlan(LeanSteps, TrainingPlan):
         self._by_scvi = bool(kwargs.get("compile") or kwargs.get("on_step"))
         self._sums = EpochSums()
         self._watch = FiniteWatch("stage 1 (VAE)", "negative ELBO", "vae_plan_kwargs", lr)
+
+    @property
+    def kl_weight(self) -> float:
+        """Scaling factor of both KL terms: scvi-tools' one, which makes a tensor on the device in every step."""
+        now = (self.current_epoch, self.global_step if self.n_steps_kl_warmup else None)
+        if self._kl[0] != now:
+            self._kl = (now, float(super().kl_weight))
+        return self._kl[1]
 
     def on_fit_start(self) -> None:
         """Train the VAE's networks, freeze the flow's."""
@@ -116,7 +127,8 @@ class VAETrainingPlan(LeanSteps, TrainingPlan):
             self._sums = EpochSums()
 
     def _log_sums(self, sums: EpochSums, mode: str) -> None:
-        loss, reconstruction, kl = sums.means().unbind()
+        loss, reconstruction, *each_kl = sums.means().unbind()
+        kl = sum(each_kl)
         named = {
             f"elbo_{mode}": reconstruction + kl,
             f"reconstruction_loss_{mode}": reconstruction,
@@ -136,6 +148,6 @@ class VAETrainingPlan(LeanSteps, TrainingPlan):
             )
 
 
-def _losses(terms: ElboTerms, loss: Tensor) -> Tensor:
-    """What is minimised, and the two terms of the ELBO that is reported, unweighted."""
-    return torch.stack([loss, terms.reconstruction, terms.kl_intrinsic + terms.kl_technical])
+def _losses(terms: ElboTerms, loss: Tensor) -> list[Tensor]:
+    """What is minimised, and the terms of the ELBO that is reported, unweighted."""
+    return [loss, terms.reconstruction, terms.kl_intrinsic, terms.kl_technical]

@@ -1,11 +1,11 @@
-"""KL divergences of the latents: values against torch, the analytic gradient against differences."""
+"""Draws and KL divergences of the latents: values against torch, the analytic gradient against differences."""
 
 from __future__ import annotations
 
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from cfmvc_scvi.module.elbo import gaussian_draw, gaussian_kl
+from cfmvc_scvi.module.elbo import draw_with_kl
 
 
 def latents(n_standard: int, n_given: int, n: int = 30) -> list[torch.Tensor]:
@@ -16,7 +16,7 @@ def latents(n_standard: int, n_given: int, n: int = 30) -> list[torch.Tensor]:
 
 def test_kl_agrees_with_torch():
     mean, logvar, prior_mean, prior_logvar = latents(5, 3)
-    first, last = gaussian_kl(mean, logvar, prior_mean, prior_logvar)
+    _, first, last = draw_with_kl(mean, logvar, prior_mean, prior_logvar)
     q = Normal(mean, (0.5 * logvar).exp())
     p = Normal(prior_mean, (0.5 * prior_logvar).exp())
     torch.testing.assert_close(
@@ -25,23 +25,35 @@ def test_kl_agrees_with_torch():
     torch.testing.assert_close(last, kl_divergence(Normal(q.loc[:, 5:], q.scale[:, 5:]), p).sum(-1).mean())
 
 
-def test_gradient_of_the_kl():
-    """Of both terms, by the posterior and by the prior; also where one of the two latents is not there."""
+def with_one_noise(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    torch.manual_seed(0)
+    return draw_with_kl(*inputs)
+
+
+def test_gradient():
+    """Of the draw and both KL terms, by posterior and prior; also where one of the two latents is not there."""
     for shape in ((4, 3), (4, 0), (0, 3)):
-        assert torch.autograd.gradcheck(gaussian_kl, latents(*shape, n=6))
+        assert torch.autograd.gradcheck(with_one_noise, latents(*shape, n=6))
+
+
+def test_a_draw_is_of_the_posterior():
+    mean, logvar = torch.full((40_000, 2), 2.0), torch.full((40_000, 2), -1.0)
+    drawn, *_ = with_one_noise(mean, logvar, mean[:, :1], logvar[:, :1])
+    torch.testing.assert_close(drawn.mean(dim=0), torch.full((2,), 2.0), rtol=0, atol=0.02)
+    torch.testing.assert_close(drawn.var(dim=0), torch.full((2,), -1.0).exp(), rtol=0.03, atol=0)
+    assert torch.corrcoef(drawn.T)[0, 1].abs() < 0.02
 
 
 def test_kl_of_a_distribution_from_itself_is_zero():
     mean, logvar, prior_mean, prior_logvar = (x.detach() for x in latents(2, 3))
     mean[:, :2] = logvar[:, :2] = 0.0
     mean[:, 2:], logvar[:, 2:] = prior_mean, prior_logvar
-    assert [float(x) for x in gaussian_kl(mean, logvar, prior_mean, prior_logvar)] == [0.0, 0.0]
+    assert [float(x) for x in draw_with_kl(mean, logvar, prior_mean, prior_logvar)[1:]] == [0.0, 0.0]
 
 
 def test_half_precision_is_worked_out_in_single():
     mean, logvar, prior_mean, prior_logvar = (x.detach().bfloat16() for x in latents(2, 3))
-    single = gaussian_kl(*(x.float() for x in (mean, logvar, prior_mean, prior_logvar)))
-    assert all(
-        torch.equal(a, b) for a, b in zip(gaussian_kl(mean, logvar, prior_mean, prior_logvar), single, strict=True)
-    )
-    assert gaussian_draw(mean, logvar).dtype == torch.float32
+    half = (mean, logvar, prior_mean, prior_logvar)
+    single = with_one_noise(*(x.float() for x in half))
+    assert all(torch.equal(a, b) for a, b in zip(with_one_noise(*half), single, strict=True))
+    assert {x.dtype for x in single} == {torch.float32}

@@ -42,8 +42,8 @@ def test_sparse_and_dense_agree_with_the_product(dtype, numpy_dtype):
 
 def test_gradients_are_numerically_right():
     x = expression()
-    weight = torch.randn(G, OUT, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda w: blocks._WeightedRows.apply(x, w), (weight,))
+    weight, bias = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((G, OUT), (OUT,)))
+    assert torch.autograd.gradcheck(lambda w, b: blocks._WeightedRows.apply(x, w, b), (weight, bias))
 
 
 def test_cells_without_any_counts():
