@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -29,7 +28,8 @@ class JoinedParameters:
     """Small parameters as parts of one vector, for which an optimiser takes a single step.
 
     On the CPU a step of Adam starts all threads once per parameter, however small that is. The parameters stay what
-    they are, but their memory is the vector's. One without a gradient is taken to have a gradient of zeros.
+    they are, but their memory is the vector's, and that of their gradients its gradient's, to which a backward pass
+    adds. One without a gradient has a gradient of zeros.
 
     Parameters
     ----------
@@ -40,27 +40,31 @@ class JoinedParameters:
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = list(parameters)
         self.vector = nn.Parameter(torch.cat([p.detach().flatten() for p in self.parameters]))
-        self._shapes, self._sizes = zip(*((p.shape, p.numel()) for p in self.parameters), strict=True)
         self._parts = self._cut(self.vector.detach())
-        self._join()
+        self._gradient = torch.zeros_like(self.vector)
+        self._gradients = self._cut(self._gradient)
+        self.join()
 
-    def gather_gradients(self) -> None:
-        """Make the gradients of the parameters parts of that of the vector."""
-        self._join()
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        self.vector.grad = torch.cat([g.flatten() for g in gradients])
-        for p, part in zip(self.parameters, self._cut(self.vector.grad), strict=True):
-            p.grad = part
-
-    def _join(self) -> None:
-        """Bring the memory of those parameters into the vector that is not, or no longer, there."""
-        for p, part in zip(self.parameters, self._parts, strict=True):
+    def join(self) -> None:
+        """Bring the memory of those parameters and gradients into the vectors that is not, or no longer, there."""
+        self.vector.grad = self._gradient
+        for p, part, gradient in zip(self.parameters, self._parts, self._gradients, strict=True):
             if p.data_ptr() != part.data_ptr():
                 part.copy_(p.detach())
                 p.data = part
+            if p.grad is not gradient:
+                gradient.zero_() if p.grad is None else gradient.copy_(p.grad)
+                p.grad = gradient
+
+    def zero_gradients(self) -> None:
+        """Start the sums of the next backward passes."""
+        self._gradient.zero_()
+        for p, gradient in zip(self.parameters, self._gradients, strict=True):
+            p.grad = gradient
 
     def _cut(self, vector: Tensor) -> list[Tensor]:
-        return [part.view(shape) for part, shape in zip(vector.split(self._sizes), self._shapes, strict=True)]
+        parts = vector.split([p.numel() for p in self.parameters])
+        return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
 
 
 class LeanSteps:
@@ -97,16 +101,18 @@ class LeanSteps:
             super().__setattr__(name, value)
 
     def on_after_backward(self) -> None:
-        """Join the gradients as the parameters are."""
+        """Join what something else has taken apart."""
         super().on_after_backward()
         if self._joined:
-            self._joined.gather_gradients()
+            self._joined.join()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """See :meth:`lightning.pytorch.LightningModule.optimizer_zero_grad`."""
-        joined = self._joined.parameters if self._joined else []
-        for p in itertools.chain(joined, *(group["params"] for group in optimizer.param_groups)):
-            p.grad = None
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                p.grad = None
+        if self._joined:
+            self._joined.zero_gradients()
 
     def configure_gradient_clipping(
         self,

@@ -76,17 +76,21 @@ def network() -> torch.nn.Sequential:
     return torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.LayerNorm(5), torch.nn.Linear(5, 1))
 
 
-def test_joined_parameters_take_the_steps_that_they_take_alone():
+@pytest.mark.parametrize("kept", [True, False])
+def test_joined_parameters_take_the_steps_that_they_take_alone(kept):
+    """Whether gradients are added up where they are kept, or something else has dropped them."""
     alone, together = network(), network()
     joined = JoinedParameters(list(together.parameters()))
     optimizers = [torch.optim.AdamW(p, lr=0.1, fused=True) for p in (alone.parameters(), [joined.vector])]
     x = torch.randn(7, 3)
     for _ in range(4):
         for net, optimizer in zip((alone, together), optimizers, strict=True):
-            net.zero_grad()
-            net(x).square().sum().backward()
+            joined.zero_gradients() if net is together and kept else net.zero_grad()
+            for part in x.split(4):
+                net(part).square().sum().backward()
             if net is together:
-                joined.gather_gradients()
+                assert all((p.grad is g) == kept for p, g in zip(net.parameters(), joined._gradients, strict=True))
+                joined.join()
             optimizer.step()
     assert not torch.equal(alone[0].weight, network()[0].weight)
     for name, value in alone.state_dict().items():
@@ -98,7 +102,7 @@ def test_joined_parameters_whose_memory_was_replaced_or_that_have_no_gradient():
     joined = JoinedParameters(list(net.parameters()))
     net[0].weight.data = torch.full((5, 3), 2.0)
     net[2](torch.ones(1, 5)).sum().backward()
-    joined.gather_gradients()
+    joined.join()
     torch.optim.SGD([joined.vector], lr=1.0).step()
     assert torch.equal(net[0].weight, torch.full((5, 3), 2.0))  # no gradient
     assert torch.equal(net[2].weight, network()[2].weight - 1.0)
