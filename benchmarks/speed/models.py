@@ -123,9 +123,6 @@ def step_parts(adata: ad.AnnData, batch_size: int, n_steps: int = 30) -> dict[st
     module, source = model.module.train(), _source(model)
     parameters = [p for part in module.vae_parts for p in part.parameters()]
 
-    def prior(codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return module.tech_prior_mean(codes), module.tech_prior_logvar(codes)
-
     optimizer = torch.optim.Adam(parameters, fused=True)
     loader = CountLoader(source, np.arange(adata.n_obs), batch_size, shuffle=True, drop_last=True)
     batches = itertools.chain.from_iterable(itertools.repeat(loader))
@@ -141,7 +138,7 @@ def step_parts(adata: ad.AnnData, batch_size: int, n_steps: int = 30) -> dict[st
         mark("batch and encoder input")
         q = module.encoder(x, batch.context.categorical, batch.context.continuous)
         mark("encoder")
-        z, *kl = draw_with_kl(q.mean, q.logvar, *prior(batch.context.batch))
+        z, *kl = draw_with_kl(q.mean, q.logvar, *module._technical_prior(batch.context.batch))
         mark("draw and KL")
         features = module.decoder.features(z)
         mark("decoder but for its last layer")

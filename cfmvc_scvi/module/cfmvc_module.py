@@ -27,6 +27,7 @@ from cfmvc_scvi.nn import (
     Posterior,
     VelocityParts,
 )
+from cfmvc_scvi.nn.blocks import rows_of
 
 
 class CFMVCModule(TransportMixin, BaseModuleClass):
@@ -240,7 +241,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         """
         q = self.encoder(batch.lognorm, batch.context.categorical, batch.context.continuous)
         codes = batch.context.batch
-        z, *kl = draw_with_kl(q.mean, q.logvar, self.tech_prior_mean(codes), self._tech_prior_logvar(codes))
+        z, *kl = draw_with_kl(q.mean, q.logvar, *self._technical_prior(codes))
         features, output = self.decoder.features(z), self.decoder.output
         reconstruction = reconstruction_loss(
             features, output.weight, output.bias, self.decoder.bounded_log_theta, batch, panel=self.panel
@@ -265,11 +266,11 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
 
     def technical_prior(self, batch: Tensor) -> Normal:
         """Prior of the technical latent in the batches (n,)."""
-        scale = (0.5 * self._tech_prior_logvar(batch)).exp()
-        return Normal(self.tech_prior_mean(batch), scale, validate_args=False)
+        mean, logvar = self._technical_prior(batch)
+        return Normal(mean, (0.5 * logvar).exp(), validate_args=False)
 
-    def _tech_prior_logvar(self, batch: Tensor) -> Tensor:
-        return self.tech_prior_logvar(batch).clamp(-6.0, 3.0)
+    def _technical_prior(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        return rows_of(self.tech_prior_mean, batch), rows_of(self.tech_prior_logvar, batch).clamp(-6.0, 3.0)
 
     def move_batch(self, z_technical: Tensor, source: Tensor, target: Tensor) -> Tensor:
         """Technical latents as they would be in another batch: same deviation from the prior, in its units."""

@@ -90,6 +90,14 @@ class _WeightedRows(torch.autograd.Function):
         return None, ctx.x.by_column.weighted_sums(upstream.contiguous()), upstream.sum(dim=0)
 
 
+def rows_of(table: nn.Embedding, codes: Tensor) -> Tensor:
+    """Rows of an embedding, shape (n, dim), of the codes (n,).
+
+    On the CPU without :func:`torch.nn.functional.embedding`, whose backward pass starts all threads for a few levels.
+    """
+    return table.weight.index_select(0, codes) if codes.device.type == "cpu" else table(codes)
+
+
 class CovariateEmbedding(nn.Module):
     """One embedding per categorical covariate, concatenated.
 
@@ -112,7 +120,7 @@ class CovariateEmbedding(nn.Module):
         """Embeddings (n, n_out) of the codes (n, n_covariates)."""
         if not self.tables:
             return codes.new_zeros((len(codes), 0), dtype=torch.float32)
-        return torch.cat([table(codes[:, i]) for i, table in enumerate(self.tables)], dim=-1)
+        return torch.cat([rows_of(table, codes[:, i]) for i, table in enumerate(self.tables)], dim=-1)
 
 
 class TimeEmbedding(nn.Module):
