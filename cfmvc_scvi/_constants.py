@@ -63,3 +63,6 @@ NO_PERTURBATION: Final = "control"
 
 #: Log-variances of both latents are kept inside these bounds (the reference's own).
 LOGVAR_BOUNDS: Final[tuple[float, float]] = (-10.0, 10.0)
+
+#: Counts above this one are few: the likelihood takes gamma functions for them, and sums over genes for the others.
+LARGE_COUNT = 16

@@ -115,6 +115,9 @@ class CountBatch:
         Whether all counts are whole numbers.
     normalized
         :attr:`lognorm`, where it is known.
+    large
+        Which entries of ``counts.by_row`` are above :data:`~cfmvc_scvi._constants.LARGE_COUNT`, shape (m,), where it
+        is known.
     """
 
     counts: SparseRows
@@ -123,6 +126,7 @@ class CountBatch:
     has_size_factor: bool = False
     whole: bool = True
     normalized: SparseRows | None = None
+    large: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.library)
@@ -139,7 +143,7 @@ class CountBatch:
     def to(self, device: torch.device | str) -> CountBatch:
         """The same on another device."""
         moved = {name: getattr(self, name).to(device) for name in ("counts", "library", "context")}
-        return replace(self, **moved, normalized=None)
+        return replace(self, **moved, normalized=None, large=None)
 
     def split(self, size: int) -> Iterator[CountBatch]:
         """The same cells in batches of this size; what does not fill one comes last."""
@@ -152,4 +156,5 @@ class CountBatch:
                 library=self.library[cells],
                 context=self.context[cells],
                 normalized=counts.with_values(values[first:end]),
+                large=None,
             )

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from scipy import sparse
 from torch import Tensor
 
+from cfmvc_scvi._constants import LARGE_COUNT
 from cfmvc_scvi._sparse import Entries, SparseRows, column_shares, columns_of_parts
 from cfmvc_scvi._types import CellSplit, CountBatch, FlowContext
 from cfmvc_scvi.data.cells import CellTable, canonical
@@ -106,8 +107,10 @@ class HostCounts:
         lognorm = _lognorm(counts, self.cells.library[cells])
         every_counts = SparseRows.in_parts(counts, sizes, self._shares)
         every_turned = columns_of_parts(lognorm, sizes, self._shares)
+        large = np.flatnonzero(counts.data > LARGE_COUNT)
+        every_large = np.split(large, np.searchsorted(large, counts.indptr[np.cumsum(sizes)[:-1] * self._shares]))
         values, cell, entry = torch.from_numpy(lognorm.data), 0, 0
-        for counts, turned in zip(every_counts, every_turned, strict=True):
+        for counts, turned, large in zip(every_counts, every_turned, every_large, strict=True):
             first, entry = entry, entry + len(counts.by_row)
             start, cell = cell, cell + len(counts)
             yield CountBatch(
@@ -117,6 +120,7 @@ class HostCounts:
                 has_size_factor=self.cells.has_size_factor,
                 whole=self.cells.whole,
                 normalized=counts.with_values(values[first:entry], turned),
+                large=torch.from_numpy(large - first),
             )
 
     def bytes_on_device(self) -> int:

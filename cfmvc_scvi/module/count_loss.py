@@ -11,12 +11,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, softplus
 
+from cfmvc_scvi._constants import LARGE_COUNT
 from cfmvc_scvi._sparse import SparseRows
 from cfmvc_scvi._types import CountBatch
 from cfmvc_scvi.module.elbo import at_least_float32
-
-#: Counts up to this one are counted per gene, and need no gamma function.
-_TABLE = 16
 
 
 def reconstruction_loss(
@@ -129,7 +127,9 @@ def _loss_of_logits(
     s = torch.take(work, place)
     odds = torch.mul(share, (part * library).unsqueeze(-1)).mul_(theta.reciprocal().view(shares, 1, size))
     log_odds_sum = _over_cells(torch.log1p(odds, out=work))
-    ways, by_ways = (_log_ways if batch.whole else _log_ways_of_fractions)(values, genes, theta)
+    ways, by_ways = (
+        _log_ways(values, genes, theta, batch.large) if batch.whole else _log_ways_of_fractions(values, genes, theta)
+    )
     loss = (torch.dot(theta, log_odds_sum) - ways - torch.dot(values, logsigmoid(s))) / n
     if not need_gradient:
         return loss, None
@@ -152,7 +152,7 @@ def _place(counts: SparseRows) -> Tensor:
     return place.long()
 
 
-def _log_ways(values: Tensor, genes: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+def _log_ways(values: Tensor, genes: Tensor, theta: Tensor, large: Tensor | None = None) -> tuple[Tensor, Tensor]:
     r"""Log of :math:`\Gamma(x + \theta) / (\Gamma(\theta)\, x!)`, summed over all counts, which are whole numbers.
 
     Returns
@@ -164,35 +164,37 @@ def _log_ways(values: Tensor, genes: Tensor, theta: Tensor) -> tuple[Tensor, Ten
     above, terms = up_to @ equal, theta + counted
     result = torch.dot((terms / (counted + 1.0)).log_().view(-1), above.view(-1))
     derivative = (above / terms).sum(dim=0).mul_(theta)
-    large = (values > _TABLE).nonzero().squeeze(-1)
+    if large is None:
+        large = (values > LARGE_COUNT).nonzero().squeeze(-1)
     if len(large):
         wide = theta.dtype if theta.device.type == "mps" else torch.float64  # which has no float64
         counts, at = values.index_select(0, large).to(wide), genes.index_select(0, large)
         scale = theta.index_select(0, at).to(wide)
-        ends = torch.stack([scale + counts, scale + _TABLE, counts + 1.0])
-        high, low, ways = torch.lgamma(ends).sum(dim=1).unbind()
-        result = result + (high - low - ways + len(large) * math.lgamma(_TABLE + 1.0)).to(theta.dtype)
+        ends = torch.stack([scale + counts, scale + LARGE_COUNT, counts + 1.0])
+        signs = ends.new_tensor([1.0, -1.0, -1.0])
+        ways = (signs @ torch.lgamma(ends)).sum() + len(large) * math.lgamma(LARGE_COUNT + 1.0)
+        result = result + ways.to(theta.dtype)
         high, low = torch.digamma(ends[:2])
         derivative.index_add_(0, at, high.sub_(low).mul_(scale).to(theta.dtype))
     return result, derivative
 
 
 def _counts_equal(values: Tensor, genes: Tensor, theta: Tensor) -> Tensor:
-    """How many counts of every gene are 1, 2, ...; shape (_TABLE, n_genes), in the precision of ``theta``.
+    """How many counts of every gene are 1, 2, ...; shape (LARGE_COUNT, n_genes), in the precision of ``theta``.
 
     The last are those of the table's length, and all above.
     """
     n_genes = len(theta)
-    cell = torch.add(genes, values.clamp(max=_TABLE).to(genes.dtype), alpha=n_genes)
-    equal = torch.bincount(cell, minlength=(_TABLE + 1) * n_genes)[n_genes:]
-    return equal.to(theta.dtype).view(_TABLE, n_genes)
+    cell = torch.add(genes, values.clamp(max=LARGE_COUNT).to(genes.dtype), alpha=n_genes)
+    equal = torch.bincount(cell, minlength=(LARGE_COUNT + 1) * n_genes)[n_genes:]
+    return equal.to(theta.dtype).view(LARGE_COUNT, n_genes)
 
 
 @lru_cache(maxsize=8)
 def _table(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """0, 1, 2, ... as a column, and the matrix that adds up all counts above them."""
-    counted = torch.arange(_TABLE, dtype=dtype, device=device).unsqueeze(-1)
-    return counted, torch.ones(_TABLE, _TABLE, dtype=dtype, device=device).triu()
+    counted = torch.arange(LARGE_COUNT, dtype=dtype, device=device).unsqueeze(-1)
+    return counted, torch.ones(LARGE_COUNT, LARGE_COUNT, dtype=dtype, device=device).triu()
 
 
 def _log_ways_of_fractions(values: Tensor, genes: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:

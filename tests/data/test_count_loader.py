@@ -254,3 +254,10 @@ def test_a_batch_moves_as_a_whole():
     entries = moved.counts.by_row
     tensors = (entries.values, entries.rows, entries.columns, moved.library, moved.context.categorical)
     assert {x.device.type for x in tensors} == {"meta"}
+
+
+@pytest.mark.parametrize("name", ["csr", "three threads", "duplicates"])
+def test_large_counts_are_where_a_batch_says(monkeypatch, name):
+    monkeypatch.setattr(count_loader, "LARGE_COUNT", 1)
+    for batch in SOURCES[name]().batches(np.array([7, 4, 0, 22, 7]), 2):
+        np.testing.assert_array_equal(batch.large, np.flatnonzero(batch.counts.by_row.values > 1))
