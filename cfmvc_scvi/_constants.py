@@ -65,4 +65,4 @@ NO_PERTURBATION: Final = "control"
 LOGVAR_BOUNDS: Final[tuple[float, float]] = (-10.0, 10.0)
 
 #: Counts above this one are few: the likelihood takes gamma functions for them, and sums over genes for the others.
-LARGE_COUNT = 16
+LARGE_COUNT: Final = 16

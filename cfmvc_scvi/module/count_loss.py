@@ -76,7 +76,7 @@ class _ReconstructionLoss(torch.autograd.Function):
     def forward(
         ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, log_theta: Tensor, batch: CountBatch, panel: bool
     ) -> Tensor:
-        n_genes, shares = len(log_theta), batch.counts.shares
+        n_genes, shares = len(log_theta), batch.counts.shares if features.device.type == "cpu" else 1
         by_share = weight.view(shares, n_genes // shares, -1).transpose(1, 2)
         logits = torch.baddbmm(
             bias.to(weight.dtype).view(shares, 1, -1), features.expand(shares, *features.shape), by_share
@@ -115,7 +115,7 @@ def _loss_of_logits(
     theta, library = log_theta.exp(), batch.library.to(work.dtype)
     counts = batch.counts.by_row  # and by the genes of the threads
     values, genes = counts.values.to(work.dtype), counts.columns
-    place = _place(batch.counts)
+    place = _place(batch.counts, shares)
     share = torch.softmax(work, dim=-1)  # within the thread's genes; the part is what these have of all
     log_part = work.amax(dim=-1) - share.amax(dim=-1).log_()
     log_total = reduce(torch.logaddexp, log_part)
@@ -141,13 +141,13 @@ def _loss_of_logits(
     return loss, by_log_theta
 
 
-def _place(counts: SparseRows) -> Tensor:
-    """Place of every count in a flat array (shares * n * size,)."""
-    n, size = len(counts), counts.n_columns // counts.shares
+def _place(counts: SparseRows, shares: int) -> Tensor:
+    """Place of every count in a flat array (shares * n * size,); ``shares`` are those of the counts, or one."""
+    n, size = len(counts), counts.n_columns // shares
     entries = counts.by_row
     columns = entries.columns if n * counts.n_columns < 2**31 else entries.columns.long()
     place = torch.add(columns, entries.rows, alpha=size)
-    for share in range(1, counts.shares):
+    for share in range(1, shares):
         place[entries.starts[share * n] : entries.starts[(share + 1) * n]] += share * (n - 1) * size
     return place.long()
 

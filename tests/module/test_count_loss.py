@@ -78,6 +78,15 @@ def test_agrees_with_the_dense_computation(panel, shares, scale):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-8)
 
 
+@pytest.mark.parametrize("shares", [1, 2, 5])
+def test_counts_cut_for_threads_are_read_with_one_share_on_a_device(shares):
+    counts, *_ = draw()
+    batch = batch_of(counts, shares=shares)
+    flat = torch.zeros(counts.size, dtype=torch.float64)
+    flat[count_loss._place(batch.counts, 1)] = batch.counts.by_row.values
+    np.testing.assert_array_equal(flat.view(counts.shape), counts)
+
+
 def test_agrees_with_scvi():
     """scvi-tools adds 1e-8 inside its logarithms, which very small dispersions and means would show."""
     counts, logits, _ = draw()
