@@ -158,3 +158,8 @@ class CountBatch:
                 normalized=counts.with_values(values[first:end]),
                 large=None,
             )
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """The same in float32, or in float64 where it is that already."""
+    return x if x.dtype == torch.float64 else x.float()

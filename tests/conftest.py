@@ -123,3 +123,21 @@ def real_data(data_folder: Path) -> Callable[[str], AnnData]:
         return getattr(data, name)(path=data_folder)
 
     return load
+
+
+def control_cells(model) -> AnnData:
+    """Control cells as a user brings them: without anything of scvi-tools."""
+    cells = model.adata[model.adata.obs["perturbation"] == "control"].copy()
+    cells.obs = cells.obs.loc[:, [name for name in cells.obs if not name.startswith("_scvi")]]
+    cells.uns = {}
+    return cells
+
+
+@pytest.fixture(scope="module")
+def cells(trained):
+    return control_cells(trained)
+
+
+@pytest.fixture(scope="module")
+def predicted(trained):
+    return trained.predict_perturbation(perturbation="P1")

@@ -27,7 +27,7 @@ from kang import RESULTS
 from protocol import CHOOSE_ON, CONDITION, CONTROL, COSTS, PERTURBED, Fold, load_kang, make_fold, score
 
 from cfmvc_scvi import CFMVC
-from cfmvc_scvi.model import calibrate
+from cfmvc_scvi.calibration import calibration as calibrate
 
 DEFAULT = "default"
 

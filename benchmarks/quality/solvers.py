@@ -23,9 +23,9 @@ from torch import Tensor
 
 from cfmvc_scvi import CFMVC
 from cfmvc_scvi.data import kang2018, papalexi2021
-from cfmvc_scvi.data.setup import control_cells
 from cfmvc_scvi.flow import RK4, Euler, Midpoint, Solver
 from cfmvc_scvi.flow.solver import FixedStepSolver, Velocity
+from cfmvc_scvi.registration.keys import control_cells
 
 
 class OneStepMidpoint(FixedStepSolver):

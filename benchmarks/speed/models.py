@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from cfmvc_scvi import CFMVC
-from cfmvc_scvi.data.count_loader import CountLoader, HostCounts
+from cfmvc_scvi.cells.count_loader import CountLoader, HostCounts
 
 #: Clock of all timings: seconds that pass, or (``--clock cpu``) seconds of this process on a processor.
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -114,7 +114,7 @@ def fit_options(n_epochs: int, batch_size: int, callback: Callback) -> dict[str,
 
 def step_parts(adata: ad.AnnData, batch_size: int, n_steps: int = 30) -> dict[str, float]:
     """Median milliseconds of the parts of a step of stage 1, outside Lightning, and of a step inside it."""
-    from cfmvc_scvi.module.count_loss import reconstruction_loss
+    from cfmvc_scvi.likelihood.fused_loss import reconstruction_loss
     from cfmvc_scvi.module.elbo import draw_with_kl
 
     model = new_cfmvc(adata)
@@ -166,7 +166,7 @@ def last_layer_times(batch_size: int, n_genes: int, repeats: int) -> dict[str, f
     from cells import simulated_cells
     from scvi.distributions import NegativeBinomial
 
-    from cfmvc_scvi.module.count_loss import reconstruction_loss
+    from cfmvc_scvi.likelihood.fused_loss import reconstruction_loss
 
     model = new_cfmvc(simulated_cells(batch_size, n_genes))
     batch = next(_source(model).batches(np.arange(batch_size), batch_size))

@@ -14,28 +14,28 @@ from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass
 
 from cfmvc_scvi._constants import AUTO, CFMVC_KEYS
-from cfmvc_scvi.data.cells import CellReader, categories
-from cfmvc_scvi.data.fields import make_fields, vocabulary_state
-from cfmvc_scvi.data.perturbation import PerturbationVocabulary
-from cfmvc_scvi.data.setup import (
+from cfmvc_scvi.cells.table import CellReader, categories
+from cfmvc_scvi.model.effects import EffectMixin
+from cfmvc_scvi.model.inspect import InspectionMixin
+from cfmvc_scvi.model.persist import PersistenceMixin
+from cfmvc_scvi.model.programs import ProgramMixin
+from cfmvc_scvi.model.report import ReportMixin
+from cfmvc_scvi.model.represent import EmbeddingMixin
+from cfmvc_scvi.model.training import TrainingMixin
+from cfmvc_scvi.model.trajectory import TrajectoryMixin
+from cfmvc_scvi.module import CFMVCModule
+from cfmvc_scvi.prediction.generate import GenerationMixin
+from cfmvc_scvi.prediction.predict import PredictionMixin
+from cfmvc_scvi.registration.checks import check_anndata, validate, warn_of_design
+from cfmvc_scvi.registration.fields import make_fields, vocabulary_state
+from cfmvc_scvi.registration.keys import (
     SetupKeys,
     build_vocabulary,
     has_presence_matrix,
     registered_conditions,
     resolve_keys,
 )
-from cfmvc_scvi.data.validate import check_anndata, validate, warn_of_design
-from cfmvc_scvi.model.effects import EffectMixin
-from cfmvc_scvi.model.embed import EmbeddingMixin
-from cfmvc_scvi.model.generate import GenerationMixin
-from cfmvc_scvi.model.inspect import InspectionMixin
-from cfmvc_scvi.model.persist import PersistenceMixin
-from cfmvc_scvi.model.predict import PredictionMixin
-from cfmvc_scvi.model.programs import ProgramMixin
-from cfmvc_scvi.model.report import ReportMixin
-from cfmvc_scvi.model.training import TrainingMixin
-from cfmvc_scvi.model.trajectory import TrajectoryMixin
-from cfmvc_scvi.module import CFMVCModule
+from cfmvc_scvi.registration.vocabulary import PerturbationVocabulary
 
 logger = logging.getLogger(__name__)
 

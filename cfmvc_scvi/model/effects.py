@@ -11,15 +11,15 @@ import pandas as pd
 import torch
 from scipy.stats import norm
 
-from cfmvc_scvi.data.cells import unknown_level_message
-from cfmvc_scvi.data.perturbation import Condition
-from cfmvc_scvi.data.setup import registered_conditions
-from cfmvc_scvi.model.calibrate import GP_WEIGHT
-from cfmvc_scvi.model.latents import LatentCache
-from cfmvc_scvi.model.populations import Populations
-from cfmvc_scvi.module.effect_gp import EffectGP, MeanEffects
-from cfmvc_scvi.module.effect_posterior import Conditions, Misfit, effect_error, find_misfit
-from cfmvc_scvi.module.likelihood import expected_lognorm
+from cfmvc_scvi.calibration.calibration import GP_WEIGHT
+from cfmvc_scvi.calibration.populations import Populations
+from cfmvc_scvi.calibration.process import EffectGP, MeanEffects
+from cfmvc_scvi.calibration.process_error import Conditions, Misfit, effect_error, find_misfit
+from cfmvc_scvi.cells.latents import LatentCache
+from cfmvc_scvi.cells.table import unknown_level_message
+from cfmvc_scvi.likelihood.negative_binomial import expected_lognorm
+from cfmvc_scvi.registration.keys import registered_conditions
+from cfmvc_scvi.registration.vocabulary import Condition
 
 
 class EffectMixin:
@@ -47,8 +47,8 @@ class EffectMixin:
 
         .. math:: V_{process} + V_{noise} + (\hat w - \hat w_{GP})^2
 
-        where the V are the two parts of :func:`~cfmvc_scvi.module.effect_posterior.effect_error`, with the misfit that
-        left-out training populations show: the expected squared error of the estimate when the process is right.
+        where the V are the two parts of :func:`~cfmvc_scvi.calibration.process_error.effect_error`, with the misfit
+        that left-out training populations show: the expected squared error of the estimate when the process is right.
 
         Signs follow Stephens (2017): the local false sign rate (``lfsr``) of a gene is the posterior probability that
         its effect is not in the direction of the estimate (or not beyond ``min_change`` in it), and its s-value is the

@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from cfmvc_scvi.data.perturbation import Condition
-from cfmvc_scvi.model.request import PredictionCall
+from cfmvc_scvi.prediction.request import PredictionCall
+from cfmvc_scvi.registration.vocabulary import Condition
 
 
 class InspectionMixin:

@@ -14,7 +14,7 @@ from scvi import settings
 from scvi.model.base import BaseModelClass
 
 from cfmvc_scvi._compat import parse_device, read_pickled_model
-from cfmvc_scvi.data.archive import (
+from cfmvc_scvi.io.archive import (
     archive_exists,
     check_attribute_names,
     check_file,
@@ -22,7 +22,7 @@ from cfmvc_scvi.data.archive import (
     read_head,
     write_archive,
 )
-from cfmvc_scvi.data.files import atomic_write, h5ad_size, require_space
+from cfmvc_scvi.io.files import atomic_write, h5ad_size, require_space
 
 _ARCHIVE, _PICKLE, _DATA = "model", "model.pt", "adata.h5ad"
 

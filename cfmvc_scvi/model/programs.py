@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cfmvc_scvi._types import FlowContext
-from cfmvc_scvi.data.cells import unknown_level_message
+from cfmvc_scvi.cells.table import unknown_level_message
 from cfmvc_scvi.model.trajectory import velocity_of
 
 

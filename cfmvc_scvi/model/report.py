@@ -14,10 +14,10 @@ from anndata import AnnData
 from scipy.stats import norm
 
 from cfmvc_scvi import metrics, pl
-from cfmvc_scvi.data.perturbation import Condition, UnknownPerturbationError
-from cfmvc_scvi.data.setup import registered_conditions
-from cfmvc_scvi.model.change import lognorm_expression
+from cfmvc_scvi.calibration.change import lognorm_expression
 from cfmvc_scvi.pl._page import Page
+from cfmvc_scvi.registration.keys import registered_conditions
+from cfmvc_scvi.registration.vocabulary import Condition, UnknownPerturbationError
 
 #: Training contexts with fewer cells do not enter the baselines; conditions with fewer real cells are skipped.
 _MIN_CELLS = 10

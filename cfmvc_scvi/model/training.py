@@ -8,15 +8,15 @@ from typing import Any, Literal
 import numpy as np
 
 from cfmvc_scvi._types import CellSplit
-from cfmvc_scvi.data.cells import CellTable
-from cfmvc_scvi.data.count_loader import CountDataModule
-from cfmvc_scvi.data.latent import LatentDataModule
-from cfmvc_scvi.data.setup import registered_conditions
-from cfmvc_scvi.data.split import split_cells
+from cfmvc_scvi.calibration.populations import Populations
+from cfmvc_scvi.cells.count_loader import CountDataModule
+from cfmvc_scvi.cells.latents import LatentCache
+from cfmvc_scvi.cells.pairs import LatentDataModule
+from cfmvc_scvi.cells.split import split_cells
+from cfmvc_scvi.cells.table import CellTable
 from cfmvc_scvi.flow import get_coupling
-from cfmvc_scvi.model.latents import LatentCache
-from cfmvc_scvi.model.populations import Populations
 from cfmvc_scvi.module.initialize import initialize_linear_paths
+from cfmvc_scvi.registration.keys import registered_conditions
 from cfmvc_scvi.train import CheckpointFolder, FlowTrainingPlan, VAETrainingPlan, reject_unknown, run_stage
 
 #: Cells that the start values of stage 1 are computed from, and memory for their dense copy.
@@ -186,7 +186,9 @@ class TrainingMixin:
             return
         plan = FlowTrainingPlan(self.module, **(plan_kwargs or {}))
         data = LatentDataModule(
-            cache.flow_data(self.module, self.vocabulary.encode(cache.conditions)),
+            cache.flow_data(
+                self.module.flow_center.cpu(), self.module.flow_scale.cpu(), self.vocabulary.encode(cache.conditions)
+            ),
             self._split,
             get_coupling(self.coupling),
             self.flow_source,
@@ -265,7 +267,8 @@ class TrainingMixin:
                 "There are no control cells among the training cells: train with a larger `train_size`, or check "
                 f"`control_group` ({list(self.vocabulary.control_group)})."
             )
-        cache.set_flow_units(self.module, self._split.train)
+        train, spatial = self._split.train, cells.context.spatial
+        self.module.set_flow_units(posterior.mean[train], None if spatial is None else spatial[train])
         return cache
 
     def _flow_steps(self) -> int:

@@ -10,8 +10,8 @@ import torch
 from anndata import AnnData
 from torch import Tensor
 
-from cfmvc_scvi.model.predict import latent_var
 from cfmvc_scvi.module import CFMVCModule
+from cfmvc_scvi.prediction.predict import latent_var
 
 
 class TrajectoryMixin:

@@ -14,9 +14,9 @@ from torch.distributions import Normal, kl_divergence
 from cfmvc_scvi._compat import MODULE_KEYS
 from cfmvc_scvi._types import CountBatch, FlowContext
 from cfmvc_scvi.flow import LinearPath, energy_distance
-from cfmvc_scvi.module.count_loss import reconstruction_loss
+from cfmvc_scvi.likelihood.fused_loss import reconstruction_loss
+from cfmvc_scvi.likelihood.negative_binomial import nb_log_prob
 from cfmvc_scvi.module.elbo import ElboTerms, draw_with_kl
-from cfmvc_scvi.module.likelihood import nb_log_prob
 from cfmvc_scvi.module.transport import TransportMixin
 from cfmvc_scvi.nn import (
     ContextEncoder,
@@ -237,7 +237,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         """Terms of the negative evidence lower bound, as :meth:`loss` has them, without dense arrays beside one.
 
         What the training of stage 1 runs: the posterior is drawn once, and the reconstruction is
-        :func:`~cfmvc_scvi.module.count_loss.reconstruction_loss`.
+        :func:`~cfmvc_scvi.likelihood.fused_loss.reconstruction_loss`.
         """
         q = self.encoder(batch.lognorm, batch.context.categorical, batch.context.continuous)
         codes = batch.context.batch
@@ -278,6 +278,15 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         return q.loc + (z_technical - p.loc) / p.scale * q.scale
 
     # ---- stage 2 --------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def set_flow_units(self, latent: Tensor, spatial: Tensor | None = None) -> None:
+        """Centre and common scale of the latents (n, n_latent), and units of the coordinates (n, n_spatial)."""
+        self.flow_center.copy_(latent.mean(dim=0))
+        self.flow_scale.copy_(latent.var(dim=0, correction=0).mean().sqrt().clamp(min=1e-6))
+        if spatial is not None:
+            self.spatial_center.copy_(spatial.mean(dim=0))
+            self.spatial_scale.copy_(spatial.std(dim=0, correction=0).clamp(min=1e-6))
 
     def encode_context(self, context: FlowContext) -> Tensor:
         """Context vector of the velocity field, shape (n, n_context)."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cfmvc_scvi._types import at_least_float32
+
 
 @dataclass(frozen=True)
 class ElboTerms:
@@ -33,11 +35,6 @@ class ElboTerms:
         """What is minimised; ``kl_weight`` scales both KL terms."""
         loss = torch.add(self.reconstruction, self.kl_intrinsic, alpha=kl_weight * self.weights[0])
         return torch.add(loss, self.kl_technical, alpha=kl_weight * self.weights[1])
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """The same in float32, or in float64 where it is that already."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def draw_with_kl(

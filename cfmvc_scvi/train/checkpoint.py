@@ -14,9 +14,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from scvi.model.base import BaseModelClass
 
-from cfmvc_scvi.data.archive import archive_exists, check_attribute_names, read_archive, write_archive
-from cfmvc_scvi.data.files import write_error
-from cfmvc_scvi.data.fingerprint import data_fingerprint
+from cfmvc_scvi.io.archive import archive_exists, check_attribute_names, read_archive, write_archive
+from cfmvc_scvi.io.files import write_error
+from cfmvc_scvi.registration.fingerprint import data_fingerprint
 from cfmvc_scvi.train.history import merge_histories
 
 _NAME, _WHAT = "checkpoint", "a checkpoint of the training"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cfmvc_scvi import CFMVC
-from cfmvc_scvi.data.archive import read_archive
+from cfmvc_scvi.io.archive import read_archive
 
 FITTED = ("trained", "trained_noise")
 

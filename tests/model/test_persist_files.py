@@ -15,8 +15,8 @@ import torch
 from scvi.model.base import BaseModelClass
 
 from cfmvc_scvi import CFMVC
-from cfmvc_scvi.data import archive
-from cfmvc_scvi.data.archive import ArchiveError
+from cfmvc_scvi.io import archive
+from cfmvc_scvi.io.archive import ArchiveError
 
 SAVED = sorted((Path(__file__).parents[1] / "saved_models").glob("*"))
 

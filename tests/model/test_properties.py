@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
-from tests.model.conftest import control_cells
+from tests.conftest import control_cells
 
 FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 RETURNS = st.sampled_from(["mean", "counts", "lognorm", "latent"])

@@ -14,7 +14,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from cfmvc_scvi.data.archive import ArchiveError
+from cfmvc_scvi.io.archive import ArchiveError
 
 STOPPING = {"early_stopping": True, "early_stopping_patience": 2, "early_stopping_min_delta": 1e9}
 RUNS = {

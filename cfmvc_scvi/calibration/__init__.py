@@ -1,0 +1,1 @@
+"""The mean effect on every gene, from the training populations, and the correction of decoded changes by it."""

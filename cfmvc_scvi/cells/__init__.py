@@ -1,0 +1,1 @@
+"""Cells as the networks read them, and the batches that both stages train on."""

@@ -1,0 +1,1 @@
+"""Reading and writing that an interruption cannot harm; nothing here knows of cells."""

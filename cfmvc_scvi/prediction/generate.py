@@ -1,0 +1,130 @@
+"""Generation of new cells of a condition, from the flow's source distribution."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy import sparse
+
+from cfmvc_scvi._types import FlowContext
+from cfmvc_scvi.cells.latents import CellPosterior
+from cfmvc_scvi.cells.table import CellTable
+from cfmvc_scvi.likelihood.negative_binomial import draw_nb
+from cfmvc_scvi.prediction.predict import latent_var
+from cfmvc_scvi.prediction.request import PredictionCall, Request
+from cfmvc_scvi.prediction.sources import SourceCells
+from cfmvc_scvi.registration.keys import control_cells
+
+
+class GenerationMixin:
+    """Generation of :class:`~cfmvc_scvi.CFMVC`."""
+
+    def generate_cells(
+        self,
+        perturbation: str,
+        n_cells: int,
+        *,
+        labels: str | None = None,
+        batch: str | None = None,
+        dosage: float | str | None = None,
+        spatial: np.ndarray | None = None,
+        return_type: Literal["mean", "counts", "lognorm", "latent"] = "counts",
+        seed: int | None = None,
+    ) -> AnnData:
+        """New cells of a condition.
+
+        Contexts and library sizes are those of control cells of the registered data, drawn with replacement. The latent
+        starts at the flow's source: a posterior draw of that control cell, or standard normal noise.
+
+        Parameters
+        ----------
+        perturbation
+            A perturbation, combination or control label.
+        n_cells
+            Cells to generate.
+        labels
+            Cell type; ``None`` keeps the proportions of the control cells.
+        batch
+            Batch to decode in; ``None`` that of the drawn control cells.
+        dosage
+            Dose of the perturbation.
+        spatial
+            Coordinates of the new cells, shape (n_cells, n_spatial); ``None`` those of the drawn control cells.
+        return_type
+            As in :meth:`predict_perturbation`; here the counts are drawn from the negative binomial afresh.
+        seed
+            Seed of all draws.
+
+        Returns
+        -------
+        AnnData (n_cells, n_genes).
+        """
+        self._require_flow("generate cells")
+        if n_cells < 1:
+            raise ValueError(f"`n_cells` is {n_cells}; it must be at least 1.")
+        call = self._make_call(return_type, 1, None, None, None, seed)
+        frame = pd.DataFrame({"perturbation": [perturbation], "labels": [labels], "batch": [batch]}, dtype=object)
+        [request] = self._requests(frame, dosage, None)
+        condition = request.condition
+        p = torch.from_numpy(self.vocabulary.encode([condition])).expand(n_cells, -1).to(self._device)
+        rng = np.random.default_rng([call.seed, n_cells])
+        cells = self._template_cells(n_cells, labels, rng)
+        context = self._generated_context(cells, batch, spatial)
+        posterior = self._encode(cells)
+        noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32))
+        drawn = self.module.standardize((posterior.mean + posterior.scale * noise).to(self._device))
+        start = drawn if self.flow_source == "control" else noise.to(self._device)
+        latent = self.module.push_forward(start, p, context.to(self._device), call.solver).cpu()
+        obs = self._generated_obs(cells, posterior, request, call)
+        x = latent.numpy() if return_type == "latent" else self._emit(latent, context, cells, condition, call, rng)
+        var = latent_var(x.shape[1]) if return_type == "latent" else self._gene_var()
+        result = AnnData(x, obs=obs, var=var, obsm={"X_cfmvc": latent.numpy()})
+        result.uns["cfmvc"] = self._describe(call, [request])
+        return result
+
+    def _generated_obs(
+        self, cells: CellTable, posterior: CellPosterior, request: Request, call: PredictionCall
+    ) -> pd.DataFrame:
+        known = np.zeros(len(cells), dtype=bool)
+        labels = np.array(self.cell_types)[cells.context.labels.numpy()]
+        source = SourceCells(cells, len(cells), known, labels, posterior, self.module, call)
+        obs = self._result_obs([request], {request.labels: source}, call).drop(columns="source_cell")
+        return obs.set_axis([f"generated_{i}" for i in range(len(cells))])
+
+    def _template_cells(self, n_cells: int, labels: str | None, rng: np.random.Generator) -> CellTable:
+        """Control cells whose context and library size the new cells take."""
+        self._require_adata("generate cells")
+        keys = self.setup_keys
+        control = control_cells(self.adata, keys, self.vocabulary)
+        if labels is not None:
+            control &= (self.adata.obs[keys.labels_key].astype(str) == labels).to_numpy()
+        rows = np.flatnonzero(control)
+        if not len(rows):
+            raise ValueError(f"The registered data have no control cells of cell type {labels!r} to start from.")
+        return self._cells(self.adata, rng.choice(rows, n_cells))
+
+    def _generated_context(self, cells: CellTable, batch: str | None, spatial: np.ndarray | None) -> FlowContext:
+        context = cells.context if batch is None else cells.context.with_batch(self.batches.index(str(batch)))
+        if spatial is None:
+            return context
+        if context.spatial is None or np.shape(spatial) != tuple(context.spatial.shape):
+            expected = "no coordinates" if context.spatial is None else f"shape {tuple(context.spatial.shape)}"
+            raise ValueError(f"`spatial` has shape {np.shape(spatial)}; the model expects {expected}.")
+        return FlowContext(context.categorical, context.continuous, torch.as_tensor(spatial, dtype=torch.float32))
+
+    @torch.inference_mode()
+    def _emit(self, latent, context, cells, condition, call, rng):
+        """Expression of generated latents, calibrated as predictions are."""
+        prior = self.module.technical_prior(context.batch.to(self._device))
+        noise = torch.from_numpy(rng.standard_normal(tuple(prior.loc.shape), dtype=np.float32)).to(self._device)
+        log_share = self.module.decoder(latent.to(self._device), prior.loc + prior.scale * noise).cpu().numpy()
+        labels = context.labels.numpy()
+        log_share += self._calibration(condition, labels, call, rates=True).log_ratio[labels]
+        mean = np.exp(log_share) * cells.library[:, None]
+        if call.return_type == "counts":
+            return sparse.csr_matrix(draw_nb(mean, self._theta(), rng).astype(np.float32))
+        return mean if call.return_type == "mean" else np.log1p(1e4 * np.exp(log_share))

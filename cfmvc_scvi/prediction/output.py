@@ -1,0 +1,221 @@
+"""Where predictions go: into memory, or block by block into an ``.h5ad`` or zarr file."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import zarr
+from anndata import AnnData
+from scipy import sparse
+
+from cfmvc_scvi.io.files import h5ad_size, remove, remove_partial, require_space, sync, sync_tree, write_error
+
+_LATENT = "X_cfmvc"
+#: Rows of one chunk of a dense matrix on disk.
+_CHUNK_ROWS = 512
+#: Free space that is asked for beside that of the rows: chunks that HDF5 keeps back, and its tables.
+_SLACK_BYTES = 16_000_000
+
+
+class Output(ABC):
+    """Takes the rows of a result in order.
+
+    Parameters
+    ----------
+    obs, var, uns
+        Annotations of the whole result, which are known before its values.
+    n_latent
+        Dimension of the latent kept in ``obsm["X_cfmvc"]``.
+    is_sparse
+        Whether ``X`` is CSR rather than dense.
+    """
+
+    def __init__(
+        self, obs: pd.DataFrame, var: pd.DataFrame, uns: dict[str, Any], *, n_latent: int, is_sparse: bool
+    ) -> None:
+        self.obs, self.var, self.uns = obs, var, uns
+        self.is_sparse = is_sparse
+        self.shape = (len(obs), len(var))
+        self.latent_shape = (len(obs), n_latent)
+        self._filled = 0
+
+    def append(self, x: np.ndarray | sparse.csr_matrix, latent: np.ndarray) -> None:
+        """Add the next rows of ``X`` and of the latent."""
+        rows = slice(self._filled, self._filled + len(latent))
+        self._write(rows, x, latent)
+        self._filled = rows.stop
+
+    @abstractmethod
+    def _write(self, rows: slice, x: np.ndarray | sparse.csr_matrix, latent: np.ndarray) -> None: ...
+
+    @abstractmethod
+    def finish(self) -> AnnData:
+        """The whole result."""
+
+    def abandon(self) -> None:  # noqa: B027  # nothing to clean up in memory
+        """Leave nothing behind after a failure."""
+
+
+class MemoryOutput(Output):
+    """Result in memory."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._x = None if self.is_sparse else np.empty(self.shape, dtype=np.float32)
+        self._blocks: list[sparse.csr_matrix] = []
+        self._latent = np.empty(self.latent_shape, dtype=np.float32)
+
+    def _write(self, rows: slice, x: np.ndarray | sparse.csr_matrix, latent: np.ndarray) -> None:
+        self._latent[rows] = latent
+        if self.is_sparse:
+            self._blocks.append(x)
+        else:
+            self._x[rows] = x
+
+    def finish(self) -> AnnData:
+        """See :meth:`Output.finish`."""
+        x = sparse.vstack(self._blocks, format="csr") if self.is_sparse else self._x
+        return AnnData(x, obs=self.obs, var=self.var, uns=self.uns, obsm={_LATENT: self._latent})
+
+
+class FileOutput(Output):
+    """Result on disk, written beside its place and moved there when it is complete."""
+
+    def __init__(self, path: Path, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.path = path
+        remove_partial(path)
+        self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        skeleton = AnnData(obs=self.obs, var=self.var, uns=self.uns)
+        require_space(path.parent, h5ad_size(skeleton), "the prediction")
+        self._group: Any = self._open(skeleton)
+        if "X" in self._group:
+            del self._group["X"]
+        if not self.is_sparse:
+            self._create("X", self.shape)
+        self._create(f"obsm/{_LATENT}", self.latent_shape)
+
+    @abstractmethod
+    def _open(self, skeleton: AnnData) -> Any:
+        """Write the annotations and open the file for the rest."""
+
+    @abstractmethod
+    def _create_array(self, name: str, shape: tuple[int, int], chunks: tuple[int, int]) -> Any: ...
+
+    @abstractmethod
+    def _close(self) -> None: ...
+
+    @abstractmethod
+    def _reopen(self) -> AnnData:
+        """The complete file, its values left on disk."""
+
+    def append(self, x: np.ndarray | sparse.csr_matrix, latent: np.ndarray) -> None:
+        """Add the next rows; raises :class:`OSError` when the disk is full, before HDF5 would end the process."""
+        size = 3 * x.data.nbytes if self.is_sparse else x.nbytes
+        try:
+            require_space(self.path.parent, size + latent.nbytes + _SLACK_BYTES, "the prediction")
+            super().append(x, latent)
+        except OSError as error:
+            clear = write_error(error, self.path, "the prediction")
+            raise clear from (None if clear is error else error)
+
+    def _create(self, name: str, shape: tuple[int, int]) -> None:
+        array = self._create_array(name, shape, (max(1, min(_CHUNK_ROWS, shape[0])), max(1, shape[1])))
+        array.attrs["encoding-type"] = "array"
+        array.attrs["encoding-version"] = "0.2.0"
+
+    def _write(self, rows: slice, x: np.ndarray | sparse.csr_matrix, latent: np.ndarray) -> None:
+        self._group[f"obsm/{_LATENT}"][rows] = latent
+        if not self.is_sparse:
+            self._group["X"][rows] = x
+        elif rows.start == 0:
+            ad.io.write_elem(self._group, "X", _wide(x))
+        else:
+            ad.io.sparse_dataset(self._group["X"]).append(_wide(x))
+
+    def finish(self) -> AnnData:
+        """See :meth:`Output.finish`."""
+        self._close()
+        sync_tree(self._partial)
+        os.replace(self._partial, self.path)
+        sync(self.path.parent)
+        return self._reopen()
+
+    def abandon(self) -> None:
+        """Remove the incomplete file."""
+        self._close()
+        remove(self._partial)
+
+
+class H5adOutput(FileOutput):
+    """Result in an ``.h5ad`` file."""
+
+    def _open(self, skeleton: AnnData) -> h5py.File:
+        skeleton.write_h5ad(self._partial)
+        return h5py.File(self._partial, "r+")
+
+    def _create_array(self, name: str, shape: tuple[int, int], chunks: tuple[int, int]) -> h5py.Dataset:
+        return self._group.create_dataset(name, shape=shape, dtype=np.float32, chunks=chunks)
+
+    def _close(self) -> None:
+        self._group.close()
+
+    def _reopen(self) -> AnnData:
+        return ad.read_h5ad(self.path, backed="r")
+
+
+class ZarrOutput(FileOutput):
+    """Result in a zarr folder."""
+
+    def _open(self, skeleton: AnnData) -> zarr.Group:
+        skeleton.write_zarr(self._partial)
+        return zarr.open_group(self._partial, mode="r+", use_consolidated=False)
+
+    def _create_array(self, name: str, shape: tuple[int, int], chunks: tuple[int, int]) -> zarr.Array:
+        return self._group.create_array(name, shape=shape, dtype=np.float32, chunks=chunks)
+
+    def _close(self) -> None:
+        zarr.consolidate_metadata(self._group.store)
+
+    def _reopen(self) -> AnnData:
+        group = zarr.open_group(self.path, mode="r")
+        x = ad.io.sparse_dataset(group["X"]) if self.is_sparse else group["X"]
+        parts = {name: ad.io.read_elem(group[name]) for name in ("obs", "var", "uns", "obsm")}
+        return AnnData(x, **parts)
+
+
+def make_output(out: str | os.PathLike | None, **kwargs: Any) -> Output:
+    """Output for a path ending in ``.h5ad`` or ``.zarr``; in memory for ``None``.
+
+    Raises
+    ------
+    ValueError
+        For another ending.
+    FileExistsError
+        When there is something at the path already.
+    FileNotFoundError
+        When its folder does not exist.
+    """
+    if out is None:
+        return MemoryOutput(**kwargs)
+    path = Path(out)
+    kinds = {".h5ad": H5adOutput, ".zarr": ZarrOutput}
+    if path.suffix not in kinds:
+        raise ValueError(f"`out` is {str(out)!r}: its name must end in one of {sorted(kinds)}.")
+    if path.exists():
+        raise FileExistsError(f"There is something at `out`, {str(out)!r}, already: remove it or choose another name.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"The folder of `out` does not exist: {str(path.parent)!r}. Make it first.")
+    return kinds[path.suffix](path, **kwargs)
+
+
+def _wide(x: sparse.csr_matrix) -> sparse.csr_matrix:
+    """With 64-bit row pointers, which do not overflow when rows are added."""
+    return sparse.csr_matrix((x.data, x.indices, x.indptr.astype(np.int64)), shape=x.shape, copy=False)

@@ -1,0 +1,346 @@
+"""Counterfactual prediction: given cells, as they would look under a perturbation."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scvi import settings
+from scvi.utils import track
+from torch import Tensor
+
+from cfmvc_scvi._types import FlowContext
+from cfmvc_scvi.calibration.calibration import CalibrationMixin
+from cfmvc_scvi.calibration.change import (
+    LevelChange,
+    RateChange,
+    cell_generators,
+    decoded_change,
+    drawn_counts,
+    expected_counts,
+    lognorm_expression,
+)
+from cfmvc_scvi.cells.nearest import with_nearest_labels
+from cfmvc_scvi.flow import get_solver
+from cfmvc_scvi.prediction.output import Output, make_output
+from cfmvc_scvi.prediction.request import UNITS, PredictionCall, Request, RequestReader, ReturnType
+from cfmvc_scvi.prediction.result import result_obs
+from cfmvc_scvi.prediction.sources import SourceCells
+from cfmvc_scvi.prediction.support import SupportMixin
+from cfmvc_scvi.registration.keys import control_cells, has_presence_matrix
+
+#: Fixed-step solver and number of steps when none is given.
+DEFAULT_SOLVER, DEFAULT_STEPS = "midpoint", 10
+#: Cells at a time when it is not said.
+DEFAULT_CELLS = 512
+#: Size of a dense result in memory above which writing it to disk is suggested.
+_LARGE_BYTES = 4 * 2**30
+
+
+class PredictionMixin(CalibrationMixin, SupportMixin):
+    """Prediction of :class:`~cfmvc_scvi.CFMVC`."""
+
+    def predict_perturbation(
+        self,
+        adata: AnnData | None = None,
+        perturbation: str | Sequence[str] | pd.DataFrame | None = None,
+        *,
+        indices: Sequence[int] | None = None,
+        dosage: float | str | None = None,
+        batch: str | None = None,
+        return_type: ReturnType = "mean",
+        n_samples: int = 1,
+        n_steps: int | None = None,
+        solver: str | None = None,
+        batch_size: int | None = None,
+        seed: int | None = None,
+        unknown_labels: Literal["error", "nearest"] = "error",
+        out: str | os.PathLike | None = None,
+        show_progress: bool | None = None,
+    ) -> AnnData:
+        r"""Given cells, as they would look under a perturbation.
+
+        The prediction keeps each observed cell and adds the change that the model decodes for it, on the scale of
+        log1p of counts per 10,000; drawn counts come from the cell's own negative binomial with its rate multiplied
+        (:func:`~cfmvc_scvi.likelihood.negative_binomial.counterfactual_mean`). So an unchanged cell comes back as it
+        was.
+
+        Parameters
+        ----------
+        adata
+            Control cells to perturb, with the model's genes in any order; nothing is written into it. ``None``
+            takes the control cells of the registered data.
+        perturbation
+            A label, a list of labels, or a DataFrame of conditions, one per row, with the columns ``perturbation``
+            and, where wanted, ``dosage``, ``labels`` (take the cells of this cell type only) and ``batch`` (decode in
+            this batch). ``None`` is every perturbation seen in training. One block of rows per condition.
+        indices
+            Rows of ``adata`` (or of the registered data) to take.
+        dosage
+            Dose of the perturbation: one number, or numbers delimited like the label.
+        batch
+            Decode as if measured in this batch; ``None`` is each cell's own.
+        return_type
+            ``"mean"``: expected counts at each cell's own library size, float32. ``"counts"``: integer counts drawn
+            from the negative binomial, CSR. ``"lognorm"``: log1p of the expected counts per 10,000, float32.
+            ``"latent"``: the transported intrinsic latent alone.
+        n_samples
+            For ``"counts"``, draws per cell, in rows of their own; else the number of posterior draws of the
+            latent that are averaged, where 1 uses the posterior mean.
+        n_steps, solver
+            Steps and method of the flow: ``"euler"``, ``"midpoint"``, ``"rk4"`` or ``"adaptive"``.
+        batch_size
+            Cells at a time, 512 if ``None``; does not change the result of the fixed-step solvers.
+        seed
+            Seed of all draws; ``None`` is that of ``scvi.settings``, or 0. Draws belong to a cell's name and
+            condition: other cells in the call do not change them.
+        unknown_labels
+            What to do with cells of a type that was not in training (or without the column of cell types).
+            ``"error"`` refuses them. ``"nearest"`` treats each cell as one of the trained type whose mean control
+            expression correlates best with it, and names that type in ``obs["nearest_label"]``; the support of such
+            a cell is never ``"seen"``.
+        out
+            Path ending in ``.h5ad`` or ``.zarr``: the result is written there in chunks, and never as a whole in
+            memory. The file appears when it is complete.
+        show_progress
+            Show a bar over conditions; ``None`` does when there are several.
+
+        Returns
+        -------
+        AnnData (n_conditions * n_cells [* n_samples], n_genes); with ``out``, its values stay on disk. ``obs`` has the
+        cells' own columns with the perturbation replaced, and
+
+        - ``source_cell``: name of the cell that was perturbed;
+        - ``support``: ``"seen"`` (this perturbation in this cell type was trained on), ``"new context"`` (in others),
+          ``"new combination"`` (its members were, but not together), ``"new perturbation"`` (known by its vector);
+        - ``support_distance``: Euclidean distance of the condition's vector to the nearest one of training, control
+          among them, in units of a perturbation's typical length: 0 for a trained one, 1 as far as a typical
+          perturbation is from control.
+
+        ``obsm["X_cfmvc"]`` is the transported latent; ``uns["cfmvc"]`` the call.
+
+        Raises
+        ------
+        ValueError
+            For a perturbation that was not in training and has no embedding, naming the known ones; for unknown
+            cell types, batches and doses.
+        RuntimeError
+            When the flow is not trained.
+        """
+        self._require_flow("predict")
+        call = self._make_call(return_type, n_samples, solver, n_steps, batch_size, seed)
+        requests = self._requests(perturbation, dosage, batch)
+        sources = self._sources(adata, indices, requests, call, unknown_labels)
+        output = self._make_output(out, requests, sources, call)
+        hidden = len(requests) == 1 if show_progress is None else not show_progress
+        try:
+            for request in track(requests, description="Predicting conditions", disable=hidden):
+                self._predict_request(request, sources[request.labels], call, output)
+            return output.finish()
+        except BaseException:
+            output.abandon()
+            raise
+
+    # ---- what is asked ----------------------------------------------------------------------------------------
+
+    def _make_call(
+        self,
+        return_type: str,
+        n_samples: int,
+        solver: str | None,
+        n_steps: int | None,
+        batch_size: int | None,
+        seed: int | None,
+    ) -> PredictionCall:
+        if return_type not in UNITS:
+            raise ValueError(f"Unknown `return_type` {return_type!r}: choose one of {list(UNITS)}.")
+        if n_samples < 1:
+            raise ValueError(f"`n_samples` is {n_samples}; it must be at least 1.")
+        solver = DEFAULT_SOLVER if solver is None else solver
+        steps = DEFAULT_STEPS if n_steps is None and solver != "adaptive" else n_steps
+        return PredictionCall(
+            return_type=return_type,
+            n_samples=n_samples,
+            solver=get_solver(solver, steps),
+            batch_size=batch_size or DEFAULT_CELLS,
+            seed=self._seed if seed is None else seed,
+        )
+
+    def _requests(
+        self, perturbation: str | Sequence[str] | pd.DataFrame | None, dosage: float | str | None, batch: str | None
+    ) -> list[Request]:
+        reader = RequestReader(self.vocabulary, self.setup_keys, self.batches, self.cell_types)
+        if perturbation is None and dosage is None:
+            reader.read([self.vocabulary.control_label], None, batch)  # refuses an unknown batch
+            return self._trained_requests(None if batch is None else str(batch))
+        return reader.read(list(self.vocabulary.names) if perturbation is None else perturbation, dosage, batch)
+
+    def _sources(
+        self,
+        adata: AnnData | None,
+        indices: Sequence[int] | None,
+        requests: list[Request],
+        call: PredictionCall,
+        unknown_labels: str,
+    ) -> dict[str | None, SourceCells]:
+        """Cells of every cell type that was asked for; ``None`` stands for all."""
+        if unknown_labels not in ("error", "nearest"):
+            raise ValueError(f"Unknown `unknown_labels` {unknown_labels!r}: choose 'error' or 'nearest'.")
+        if adata is None and indices is None:
+            self._require_adata("predict for its control cells")
+            indices = np.flatnonzero(control_cells(self.adata, self.setup_keys, self.vocabulary))
+        batches = {request.batch for request in requests}
+        default = batches.pop() if len(batches) == 1 else None
+        cells = self._cells(adata, indices, default, allow_unknown=unknown_labels == "nearest")
+        if not len(cells):
+            raise ValueError("There are no cells to perturb: `adata` or `indices` is empty.")
+        cells, nearest = with_nearest_labels(cells, self.calibration_["profiles"], self._types_with_controls())
+        several = len(requests) > 1
+        out = {}
+        for name in dict.fromkeys(request.labels for request in requests):
+            wanted = np.ones(len(cells), dtype=bool)
+            if name is not None:
+                wanted = (cells.context.labels.numpy() == self.cell_types.index(name)) & ~nearest
+                if not wanted.any():
+                    raise ValueError(f"None of the {len(cells)} cells is of cell type {name!r}, which was asked for.")
+            rows = np.flatnonzero(wanted)
+            table = cells.take(rows).padded()
+            posterior = self._encode(table, call.batch_size)
+            labels = np.array(self.cell_types)[table.context.labels.numpy()[: len(rows)]]
+            out[name] = SourceCells(table, len(rows), nearest[rows], labels, posterior, self.module, call, several)
+        return out
+
+    # ---- the work ---------------------------------------------------------------------------------------------
+
+    def _predict_request(self, request: Request, source: SourceCells, call: PredictionCall, output: Output) -> None:
+        """Append the rows of one condition."""
+        moved = source.move(self.vocabulary.encode([request.condition])[0])
+        for draw in range(call.draws):
+            for rows in source.cells.chunks(call.batch_size):
+                latent = moved[:, rows].mean(dim=0).numpy()
+                value = latent
+                if call.return_type != "latent":
+                    value = self._expression(source, rows, request, call, moved[:, rows], draw)
+                kept = min(source.n_cells - rows.start, len(latent))
+                output.append(value[:kept], latent[:kept])
+
+    @torch.inference_mode()
+    def _expression(
+        self,
+        source: SourceCells,
+        rows: slice,
+        request: Request,
+        call: PredictionCall,
+        moved: Tensor,
+        draw: int,
+    ) -> Any:
+        """Returned expression of some cells, whose latents are ``moved``; averaged over the posterior draws."""
+        technical, context = source.posterior.technical_mean[rows], source.cells.context[rows]
+        before = source.decoded(rows)
+        after = source.decode(moved, self._technical_in_batch(technical, context, request.batch))
+        labels = context.labels.numpy()
+        is_counts = call.return_type == "counts"
+        calibration = self._calibration(request.condition, labels, call, rates=is_counts)
+        x, library = source.cells.dense(rows), source.cells.library[rows]
+        if is_counts:
+            change = RateChange.of(before.numpy(), after.numpy(), calibration.log_ratio[labels], library)
+            key = self.vocabulary.stream_key(request.condition)
+            generators = cell_generators(source.names[rows], call.seed, "counts", key, draw)
+            return drawn_counts(x, change, self._theta(), generators)
+        change = LevelChange(
+            decoded_change(before, after) + torch.from_numpy(calibration.lognorm[labels]),
+            torch.from_numpy(calibration.scale[labels]),
+            torch.from_numpy(calibration.center[labels]),
+        )
+        counts = expected_counts(x, library, change, self.calibration_["highest"])
+        return counts if call.return_type == "mean" else lognorm_expression(counts, library)
+
+    def _technical_in_batch(self, technical: Tensor, context: FlowContext, batch: str | None) -> Tensor:
+        if batch is None:
+            return technical
+        source = context.batch.to(self._device)
+        target = torch.full_like(source, self.batches.index(batch))
+        return self.module.move_batch(technical.to(self._device), source, target).cpu()
+
+    def _theta(self) -> np.ndarray:
+        return self.module.decoder.theta.detach().cpu().numpy()
+
+    # ---- the result -------------------------------------------------------------------------------------------
+
+    def _make_output(
+        self,
+        out: str | os.PathLike | None,
+        requests: list[Request],
+        sources: dict[str | None, SourceCells],
+        call: PredictionCall,
+    ) -> Output:
+        is_latent = call.return_type == "latent"
+        var = latent_var(self.module.n_latent) if is_latent else self._gene_var()
+        obs = self._result_obs(requests, sources, call)
+        size = 4 * len(obs) * len(var)
+        if out is None and call.return_type != "counts" and size > _LARGE_BYTES:
+            warnings.warn(
+                f"The prediction is a dense matrix of {len(obs)} x {len(var)}, {size / 2**30:.0f} GiB, in memory. "
+                "`out=` writes it to an .h5ad or .zarr file in chunks; `return_type='counts'` is sparse.",
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
+        return make_output(
+            out,
+            obs=obs,
+            var=var,
+            uns={"cfmvc": self._describe(call, requests)},
+            n_latent=self.module.n_latent,
+            is_sparse=call.return_type == "counts",
+        )
+
+    def _result_obs(
+        self, requests: list[Request], sources: dict[str | None, SourceCells], call: PredictionCall
+    ) -> pd.DataFrame:
+        support = {
+            request: (
+                self._support(request.condition, sources[request.labels].codes),
+                self._support_distance(request.condition),
+            )
+            for request in requests
+        }
+        return result_obs(requests, sources, support, self.setup_keys, self._perturbation_column, call.draws)
+
+    @property
+    def _perturbation_column(self) -> str:
+        """Column of a result that holds the perturbation."""
+        keys = self.setup_keys
+        is_matrix = self.adata is not None and has_presence_matrix(self.adata, keys.perturbation_key)
+        return "perturbation" if is_matrix else keys.perturbation_key
+
+    def _gene_var(self) -> pd.DataFrame:
+        if self.adata is not None:
+            return self.adata.var.copy()
+        return pd.DataFrame(index=pd.Index(self.get_var_names(), dtype=str))
+
+    def _describe(self, call: PredictionCall, requests: list[Request]) -> dict[str, Any]:
+        batches = sorted({request.batch or "own" for request in requests})
+        return {
+            "return_type": call.return_type,
+            "units": UNITS[call.return_type],
+            "perturbations": [request.condition.label for request in requests],
+            "seed": call.seed,
+            "solver": type(call.solver).__name__.lower(),
+            "n_steps": getattr(call.solver, "n_steps", -1),
+            "n_samples": call.n_samples,
+            "batch": batches[0] if len(batches) == 1 else batches,
+            "flow_source": self.flow_source,
+            "versions": {name: version(name) for name in ("cfmvc_scvi", "scvi-tools", "torch")},
+        }
+
+
+def latent_var(n_latent: int) -> pd.DataFrame:
+    """Names of the intrinsic latent's dimensions."""
+    return pd.DataFrame(index=[f"z_int_{i}" for i in range(n_latent)])

@@ -1,0 +1,90 @@
+"""How far an answer reaches: what was trained on, and how near a condition is to it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from cfmvc_scvi.cells.latents import LatentCache
+from cfmvc_scvi.prediction.request import Request
+from cfmvc_scvi.registration.keys import cell_dosage, perturbation_labels
+from cfmvc_scvi.registration.vocabulary import Condition
+
+#: What a prediction can rest on, from most to least.
+SUPPORT_LEVELS = ("seen", "new context", "new combination", "new perturbation")
+
+
+class SupportMixin:
+    """Support of :class:`~cfmvc_scvi.CFMVC`."""
+
+    def support(self) -> pd.DataFrame:
+        """What the model was trained on.
+
+        Returns
+        -------
+        DataFrame with one row per perturbation, dose (where there are doses), cell type and batch of the registered
+        data, and the number of cells (column ``n_cells``) and of training cells (``n_train``).
+        """
+        self._require_adata("count its cells")
+        keys = self.setup_keys
+        columns = {"perturbation": perturbation_labels(self.adata, keys)}
+        if keys.dosage_key is not None:
+            columns["dosage"] = cell_dosage(self.adata, keys.dosage_key)
+        for name, key in (("cell_type", keys.labels_key), ("batch", keys.batch_key)):
+            if key is not None:
+                columns[name] = self.adata.obs[key].astype(str).to_numpy()
+        table = pd.DataFrame(columns)
+        table["n_train"] = 0
+        if self.split_ is not None:
+            table.iloc[self._split.train, table.columns.get_loc("n_train")] = 1
+        grouped = table.groupby(list(columns), observed=True, dropna=False)["n_train"].agg(["size", "sum"])
+        return grouped.reset_index().rename(columns={"size": "n_cells", "sum": "n_train"})
+
+    def _remember_conditions(self, cache: LatentCache) -> None:
+        """Conditions and cell types of the training cells."""
+        train = self._split.train
+        labels = cache.cells.context.labels.numpy()[train]
+        pairs = sorted(set(zip(cache.condition[train].tolist(), labels.tolist(), strict=True)))
+        self.trained_conditions_ = [(cache.conditions[code].key, label) for code, label in pairs]
+
+    def _trained_requests(self, batch: str | None) -> list[Request]:
+        """Every condition the model was trained on, control left out."""
+        delimiter = self.vocabulary.combination_delimiter or ""
+        requests = []
+        for members, doses in sorted({key for key, _ in self.trained_conditions_ if key[0]}):
+            condition = Condition(delimiter.join(members), members, doses)
+            one_dose = doses[0] if len(set(doses)) == 1 else delimiter.join(f"{dose:g}" for dose in doses)
+            has_doses = self.setup_keys.dosage_key is not None
+            requests.append(Request(condition, one_dose if has_doses else None, batch=batch))
+        return requests
+
+    def _types_with_controls(self) -> np.ndarray:
+        """Codes of the cell types whose control cells were trained on."""
+        return np.array(sorted(label for (members, _), label in self.trained_conditions_ if not members))
+
+    def _support(self, condition: Condition, labels: np.ndarray) -> pd.Categorical:
+        """What each prediction rests on; see :meth:`predict_perturbation`.
+
+        Parameters
+        ----------
+        labels
+            Codes of the cells' types; below 0 for a type that was not in training.
+        """
+        together = {(members, label) for (members, _), label in self.trained_conditions_}
+        known_sets = {members for members, _ in together}
+        known_members = {member for members in known_sets for member in members}
+        if condition.members in known_sets:
+            unseen = "new context"
+        elif all(member in known_members for member in condition.members):
+            unseen = "new combination"
+        else:
+            unseen = "new perturbation"
+        values = ["seen" if (condition.members, int(label)) in together else unseen for label in labels]
+        return pd.Categorical(values, categories=list(SUPPORT_LEVELS))
+
+    def _support_distance(self, condition: Condition) -> float:
+        """Distance of a condition's vector to the nearest of training, control among them."""
+        vocabulary = self.vocabulary
+        trained = vocabulary.encode([Condition("", *key) for key in {key for key, _ in self.trained_conditions_}])
+        trained = np.concatenate([np.zeros((1, vocabulary.n_features), dtype=np.float32), trained])
+        return float(np.linalg.norm(trained - vocabulary.encode([condition]), axis=1).min())

@@ -1,0 +1,124 @@
+"""scvi-tools' fields as this model registers them: codes that names cannot change, and the perturbation vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from scvi.data.fields import (
+    BaseAnnDataField,
+    CategoricalJointObsField,
+    CategoricalObsField,
+    LayerField,
+    NumericalJointObsField,
+    NumericalObsField,
+    ObsmField,
+)
+
+from cfmvc_scvi._constants import CFMVC_KEYS
+
+#: Makes the vocabulary of an AnnData.
+VocabularyBuilder = Callable[[AnnData], dict[str, Any]]
+
+
+class FirstSeenObsField(CategoricalObsField):
+    """Levels coded in the order of their first cell; unused ones are dropped.
+
+    Random start values belong to codes. Were codes alphabetical, a model of renamed levels would start, and so end,
+    elsewhere.
+    """
+
+    def register_field(self, adata: AnnData) -> dict:
+        """Codes and levels of scvi-tools' field, renumbered."""
+        state = super().register_field(adata)
+        codes, order = _first_seen(adata.obs[self.attr_key].to_numpy())
+        adata.obs[self.attr_key] = codes
+        return state | {self.CATEGORICAL_MAPPING_KEY: state[self.CATEGORICAL_MAPPING_KEY][order]}
+
+
+class FirstSeenJointObsField(CategoricalJointObsField):
+    """The same for several columns."""
+
+    def register_field(self, adata: AnnData) -> dict:
+        """Codes and levels of scvi-tools' field, renumbered."""
+        state = super().register_field(adata)
+        table = adata.obsm[self.attr_key]
+        mappings = dict(state[self.MAPPINGS_KEY])
+        for key in self.attr_keys:
+            table[key], order = _first_seen(table[key].to_numpy())
+            mappings[key] = mappings[key][order]
+        counts = [len(mappings[key]) for key in self.attr_keys]
+        return state | {self.MAPPINGS_KEY: mappings, self.N_CATS_PER_KEY: counts}
+
+
+class _WithVocabulary:
+    """Keeps the perturbation vocabulary in the registry, so that it is saved with the model."""
+
+    _build: VocabularyBuilder
+
+    def register_field(self, adata: AnnData) -> dict:
+        """State of scvi-tools' field plus the vocabulary."""
+        return super().register_field(adata) | {"vocabulary": self._build(adata)}
+
+    def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs) -> dict:
+        """Keep the vocabulary of the source."""
+        state = super().transfer_field(state_registry, adata_target, **kwargs)
+        return state | {"vocabulary": state_registry["vocabulary"]}
+
+
+class PerturbationField(_WithVocabulary, CategoricalObsField):
+    """Perturbation labels in a column of ``obs``."""
+
+    def __init__(self, key: str, build: VocabularyBuilder) -> None:
+        super().__init__(CFMVC_KEYS.PERTURBATION_KEY, key)
+        self._build = build
+
+
+class PerturbationMatrixField(_WithVocabulary, ObsmField):
+    """Presence of each perturbation, in a DataFrame in ``obsm``."""
+
+    def __init__(self, key: str, build: VocabularyBuilder) -> None:
+        super().__init__(CFMVC_KEYS.PERTURBATION_KEY, key)
+        self._build = build
+
+
+def make_fields(keys: Any, build: VocabularyBuilder, *, presence_matrix: bool) -> list[BaseAnnDataField]:
+    """The scvi-tools fields of a registration.
+
+    Parameters
+    ----------
+    keys
+        Where each field is found, :class:`~cfmvc_scvi.registration.keys.SetupKeys`.
+    build
+        Makes the vocabulary of the AnnData that is registered.
+    presence_matrix
+        Whether the perturbations are a presence matrix in ``obsm``.
+    """
+    perturbation = PerturbationMatrixField if presence_matrix else PerturbationField
+    fields: list[BaseAnnDataField] = [
+        LayerField(REGISTRY_KEYS.X_KEY, keys.layer, is_count_data=True),
+        FirstSeenObsField(REGISTRY_KEYS.BATCH_KEY, keys.batch_key),
+        FirstSeenObsField(REGISTRY_KEYS.LABELS_KEY, keys.labels_key),
+        perturbation(keys.perturbation_key, build),
+        FirstSeenJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, keys.categorical_covariate_keys),
+        NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, keys.continuous_covariate_keys),
+        NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, keys.size_factor_key, required=False),
+    ]
+    if keys.spatial_key is not None:
+        fields.append(ObsmField(CFMVC_KEYS.SPATIAL_KEY, keys.spatial_key))
+    return fields
+
+
+def vocabulary_state(field_registries: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The vocabulary among the field registries of a model."""
+    return field_registries[CFMVC_KEYS.PERTURBATION_KEY]["state_registry"]["vocabulary"]
+
+
+def _first_seen(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes in the order of their first appearance, and the old code of every new one."""
+    new, old = pd.factorize(codes)
+    return new.astype(codes.dtype), old

@@ -1,0 +1,280 @@
+"""Perturbation labels, doses and embeddings: from what the user writes to the vector the network reads."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cfmvc_scvi.registration.dose import HillCurve
+from cfmvc_scvi.registration.labels import split_label
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Perturbations applied together, each with its dose; no members means control.
+
+    Attributes
+    ----------
+    label
+        The label as the user wrote it.
+    members
+        Names of the perturbations, sorted, controls left out.
+    doses
+        One dose per member; 1.0 where the data have no doses.
+    """
+
+    label: str
+    members: tuple[str, ...] = ()
+    doses: tuple[float, ...] = ()
+
+    @property
+    def is_control(self) -> bool:
+        """Whether nothing is applied."""
+        return not self.members
+
+    @property
+    def key(self) -> tuple[tuple[str, ...], tuple[float, ...]]:
+        """What identifies the condition, whatever its spelling."""
+        return self.members, self.doses
+
+
+class UnknownPerturbationError(ValueError):
+    """A perturbation that was not in the training data and has no embedding."""
+
+
+class PerturbationVocabulary:
+    r"""The perturbations of a data set and the vector :math:`p` of every condition.
+
+    .. math:: p = \sum_{k \in \text{members}} r_k(\text{dose}_k) \, e_k
+
+    with :math:`e_k` the unit vector of perturbation :math:`k`, or its row of the embedding divided by the
+    mean norm of the embedding, and :math:`r_k` its dose response, 1 at the reference dose: the curve learned in
+    training, before that the dose divided by the reference dose. Control is the zero vector, and so is dose 0.
+
+    Parameters
+    ----------
+    control_group
+        Labels of unperturbed cells.
+    names
+        Perturbations seen in training, controls left out.
+    combination_delimiter
+        Splits a label into members; ``None`` never splits.
+    embedding
+        Vector per perturbation, seen or not; ``None`` for one-hot vectors.
+    reference_dose
+        Dose per perturbation at which its vector has weight 1; missing ones have 1.0.
+    dose_response
+        Parameters of the :class:`~cfmvc_scvi.registration.dose.HillCurve` of every perturbation, as trained.
+    """
+
+    def __init__(
+        self,
+        control_group: Sequence[str],
+        names: Sequence[str],
+        combination_delimiter: str | None = None,
+        embedding: Mapping[str, np.ndarray] | None = None,
+        reference_dose: Mapping[str, float] | None = None,
+        dose_response: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        self.control_group = tuple(control_group)
+        self.names = tuple(names)
+        self.combination_delimiter = combination_delimiter
+        self.reference_dose = dict(reference_dose or {})
+        self._curves = {name: HillCurve(**curve) for name, curve in (dose_response or {}).items()}
+        self.has_embedding = embedding is not None
+        self._rank = {name: i for i, name in enumerate(self.names)}
+        self._vectors = _unit_vectors(self.names) if embedding is None else _scaled(embedding)
+        missing = [name for name in self.names if name not in self._vectors]
+        if missing:
+            raise ValueError(
+                f"`perturbation_embedding_key` has no vector for {len(missing)} perturbations of the data: "
+                f"{missing[:10]}. Every perturbation except the control needs one."
+            )
+
+    @classmethod
+    def from_registry(
+        cls, state: Mapping[str, Any], dose_response: Mapping[str, Mapping[str, float]] | None = None
+    ) -> PerturbationVocabulary:
+        """Vocabulary of a saved state, the counterpart of :meth:`to_registry`."""
+        return cls(**{key: state[key] for key in _STATE_KEYS}, dose_response=dose_response)
+
+    def to_registry(self, embedding: Mapping[str, np.ndarray] | None) -> dict[str, Any]:
+        """Plain containers that :meth:`from_registry` reads back."""
+        return {
+            "control_group": list(self.control_group),
+            "names": list(self.names),
+            "combination_delimiter": self.combination_delimiter,
+            "embedding": None if embedding is None else {k: np.asarray(v) for k, v in embedding.items()},
+            "reference_dose": self.reference_dose,
+        }
+
+    @property
+    def n_features(self) -> int:
+        """Length of the vector :math:`p`; 1 where there is no perturbation at all."""
+        return len(next(iter(self._vectors.values()))) if self._vectors else 1
+
+    @property
+    def control_label(self) -> str:
+        """The label written for unperturbed cells."""
+        return self.control_group[0]
+
+    def parse(self, label: str, dosage: float | str | None = None) -> Condition:
+        """Condition of a label and its dose.
+
+        Raises
+        ------
+        ValueError
+            When the number of doses is neither 1 nor the number of members, or a dose is negative or not
+            finite.
+        """
+        label = str(label)
+        members = split_label(label, self.combination_delimiter, self.control_group)
+        doses = self._parse_doses(label, dosage)
+        merged: dict[str, float] = {}
+        for member, dose in zip(members, doses, strict=True):
+            if member in self.control_group or dose == 0:
+                continue
+            merged[member] = dose if dosage is None else merged.get(member, 0.0) + dose
+        ordered = sorted(merged)
+        return Condition(label, tuple(ordered), tuple(merged[name] for name in ordered))
+
+    def _parse_doses(self, label: str, dosage: float | str | None) -> list[float]:
+        members = split_label(label, self.combination_delimiter, self.control_group)
+        n_members = len(members)
+        if dosage is None or all(member in self.control_group for member in members):
+            return [1.0] * n_members
+        delimiter = self.combination_delimiter
+        parts = str(dosage).split(delimiter) if isinstance(dosage, str) and delimiter else [dosage]
+        try:
+            doses = [float(part) for part in parts]
+        except ValueError as error:
+            raise ValueError(
+                f"Dosage {dosage!r} of perturbation {label!r} is not a number, nor numbers delimited by {delimiter!r}."
+            ) from error
+        if len(doses) == 1:
+            doses *= n_members
+        if len(doses) != n_members:
+            raise ValueError(
+                f"Perturbation {label!r} has {n_members} members but dosage {dosage!r} has {len(doses)}: "
+                "give one dose for all or one per member."
+            )
+        if not all(np.isfinite(dose) and dose >= 0 for dose in doses):
+            raise ValueError(f"Dosage {dosage!r} of perturbation {label!r} must be finite and not negative.")
+        return doses
+
+    def encode(self, conditions: Iterable[Condition]) -> np.ndarray:
+        """Vectors of the conditions, shape (n, n_features), float32.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            Naming the perturbation, its close matches and the known ones.
+        """
+        return self.encode_members(conditions).sum(axis=1)
+
+    def encode_members(self, conditions: Iterable[Condition]) -> np.ndarray:
+        """Weighted vectors of the members of the conditions, shape (n, most members, n_features), float32.
+
+        Rows beyond the members of a condition are zero. The members are in the order of the vocabulary, so that sums
+        over them have the same bits however the label was written and whatever the names are.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            Naming the perturbation, its close matches and the known ones.
+        """
+        conditions = list(conditions)
+        most = max((len(condition.members) for condition in conditions), default=0)
+        out = np.zeros((len(conditions), max(most, 1), self.n_features), dtype=np.float32)
+        for rows, condition in zip(out, conditions, strict=True):
+            for row, (member, dose) in zip(rows, self._in_order(condition), strict=False):
+                row += np.float32(self.response(member, dose)) * self._vector(member)
+        return out
+
+    def stream_key(self, condition: Condition) -> tuple[tuple[int | str, float], ...]:
+        """What random draws for a condition depend on: positions in the vocabulary (names beyond it) and doses."""
+        return tuple((self._rank.get(member, member), dose) for member, dose in self._in_order(condition))
+
+    def _in_order(self, condition: Condition) -> list[tuple[str, float]]:
+        members = zip(condition.members, condition.doses, strict=True)
+        return sorted(members, key=lambda pair: (self._rank.get(pair[0], len(self._rank)), pair[0]))
+
+    def response(self, name: str, dose: float) -> float:
+        """Response of a perturbation to a dose, 1 at its reference dose."""
+        if name in self._curves:
+            return self._curves[name](dose)
+        return dose / self.reference_dose.get(name, 1.0)
+
+    def _vector(self, name: str) -> np.ndarray:
+        if name in self._vectors:
+            return self._vectors[name]
+        known = sorted(self._vectors)
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f" Close matches: {close}." if close else ""
+        raise UnknownPerturbationError(
+            f"Unknown perturbation {name!r}.{hint} Known: {known[:30]}{' ...' if len(known) > 30 else ''}; "
+            f"control: {list(self.control_group)}. A perturbation that was not measured can be predicted only from "
+            "a vector: give one for it in `perturbation_embedding_key` of `setup_anndata`."
+        )
+
+
+_STATE_KEYS = ("control_group", "names", "combination_delimiter", "embedding", "reference_dose")
+
+
+def cell_conditions(
+    vocabulary: PerturbationVocabulary, labels: Sequence[str], dosage: Sequence[float | str] | None
+) -> tuple[np.ndarray, list[Condition]]:
+    """Distinct conditions of a data set and the index of each cell's own, shape (n_cells,).
+
+    Condition 0 is control. Spellings of one condition ("A+B", "B+A") share an index.
+    """
+    frame = pd.DataFrame({"label": np.asarray(labels).astype(str)})
+    frame["dosage"] = np.nan if dosage is None else np.asarray(dosage)
+    codes, rows = pd.factorize(pd.MultiIndex.from_frame(frame))
+    index: dict[tuple, int] = {((), ()): 0}
+    conditions = [Condition(vocabulary.control_label)]
+    of_row = np.empty(len(rows), dtype=np.int64)
+    for i, (label, dose) in enumerate(rows):
+        condition = vocabulary.parse(label, None if dosage is None else dose)
+        if condition.key not in index:
+            index[condition.key] = len(conditions)
+            conditions.append(condition)
+        of_row[i] = index[condition.key]
+    return of_row[codes], conditions
+
+
+def read_embedding(table: Any, key: str) -> dict[str, np.ndarray]:
+    """Vectors of ``adata.uns[key]``, a DataFrame (perturbation x features) or a dict of vectors."""
+    if isinstance(table, pd.DataFrame):
+        if not table.index.is_unique:
+            repeated = table.index[table.index.duplicated()].unique().tolist()
+            raise ValueError(f"adata.uns[{key!r}] has more than one row for {repeated[:5]}: keep one vector for each.")
+        table = {str(name): row for name, row in zip(table.index, table.to_numpy(), strict=True)}
+    if not isinstance(table, Mapping) or not table:
+        raise TypeError(
+            f"adata.uns[{key!r}] is a {type(table).__name__}; `perturbation_embedding_key` needs a DataFrame "
+            "(perturbation x features) or a dict of vectors."
+        )
+    vectors = {str(name): np.asarray(vector, dtype=np.float32).ravel() for name, vector in table.items()}
+    lengths = {len(vector) for vector in vectors.values()}
+    if len(lengths) > 1:
+        raise ValueError(f"The vectors of adata.uns[{key!r}] have different lengths: {sorted(lengths)}.")
+    bad = [name for name, vector in vectors.items() if not np.isfinite(vector).all()]
+    if bad:
+        raise ValueError(f"The vectors of {bad[:5]} in adata.uns[{key!r}] are not finite.")
+    return vectors
+
+
+def _unit_vectors(names: Sequence[str]) -> dict[str, np.ndarray]:
+    return dict(zip(names, np.eye(len(names), dtype=np.float32), strict=True))
+
+
+def _scaled(embedding: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    norms = [np.linalg.norm(vector) for vector in embedding.values()]
+    scale = float(np.mean(norms)) or 1.0
+    return {name: (np.asarray(vector) / scale).astype(np.float32) for name, vector in embedding.items()}

@@ -1,0 +1,177 @@
+"""Runs one stage of training and leaves the model usable whatever happens."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import Callback
+from scvi import settings
+from scvi.model.base import BaseModelClass
+from scvi.train import SaveCheckpoint, TrainRunner
+
+from cfmvc_scvi.io.archive import read_archive
+from cfmvc_scvi.train.checkpoint import STAGE_NAMES, CheckpointFolder, EpochKeeper
+from cfmvc_scvi.train.history import merge_histories
+from cfmvc_scvi.train.steps import NoProfiler
+from cfmvc_scvi.train.watch import DivergenceWatch
+
+#: What a stage makes anew, and so takes back until it is through.
+_RESET = {
+    "vae": {"is_vae_trained_": False, "is_flow_trained_": False, "is_trained_": False, "calibration_": None},
+    "flow": {"is_flow_trained_": False, "is_trained_": False},
+}
+#: Precisions of Lightning's trainer in which the weights stay float32.
+_PRECISIONS = {"32", "32-true", "bf16", "bf16-mixed", "16", "16-mixed"}
+
+
+def run_stage(
+    model: BaseModelClass,
+    plan: LightningModule,
+    data: LightningDataModule,
+    *,
+    stage: str,
+    max_epochs: int,
+    accelerator: str = "auto",
+    devices: int | list[int] | str = "auto",
+    checkpoints: CheckpointFolder | None = None,
+    resumed: dict[str, Any] | None = None,
+    **trainer_kwargs: Any,
+) -> BaseException | None:
+    """Fit one plan; afterwards ``model.history_`` holds the keys of every stage so far.
+
+    scvi-tools' runner was made for one fit per model: it drops metrics that an earlier fit did not log, and shares the
+    caller's list of callbacks. Both are kept apart here.
+
+    Parameters
+    ----------
+    stage
+        ``"vae"`` or ``"flow"``.
+    checkpoints
+        Folder for the state after every epoch.
+    resumed
+        State to go on from, which is in the model already.
+
+    Returns
+    -------
+    ``None``, or what stopped the stage early: :class:`KeyboardInterrupt`, or the error of a checkpoint that could not
+    be written. The networks then hold the weights of the last finished epoch, and the caller raises it after it has
+    made the model usable. Where no epoch was finished, the model is as it was before and the error is raised here.
+    """
+    _check_precision(trainer_kwargs.get("precision"))
+    keeper = EpochKeeper(model, stage, checkpoints, resumed, model.history_)
+    trainer_kwargs["callbacks"] = [keeper, DivergenceWatch(stage), *_adapted(trainer_kwargs.get("callbacks") or [])]
+    trainer_kwargs.setdefault("profiler", NoProfiler())
+    before = {name: getattr(model, name) for name in _RESET[stage]}
+    vars(model).update(_RESET[stage])
+    if resumed is not None:
+        data.first_epoch = resumed["epoch"]
+    with _own_history(model), _restored_modes(model), _restored_interrupts():
+        runner = TrainRunner(
+            model, plan, data, max_epochs=max_epochs, accelerator=accelerator, devices=devices, **trainer_kwargs
+        )
+        try:
+            with warnings.catch_warnings():
+                # the plans put the frozen networks into eval mode on purpose
+                warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+                runner()
+            keeper.finish(runner.trainer, plan)
+        except (SystemExit, KeyboardInterrupt, OSError) as error:
+            stopped = _interruption(error, keeper)
+            if stopped is None:
+                raise
+            keeper.take_back(plan)
+            model.to_device(runner.device)
+        else:
+            return None
+    if not keeper.finished_epochs:
+        vars(model).update(before)
+        raise stopped
+    _warn_interrupted(stage, keeper.finished_epochs, max_epochs)
+    return stopped
+
+
+def _check_precision(precision: str | int | None) -> None:
+    """Raise for precisions in which the weights themselves would be stored."""
+    if precision is not None and str(precision) not in _PRECISIONS:
+        raise ValueError(
+            f"`precision` is {precision!r}; choose '32-true', 'bf16-mixed' or '16-mixed': weights and likelihood need "
+            "single precision."
+        )
+
+
+def _interruption(error: BaseException, keeper: EpochKeeper) -> BaseException | None:
+    """What to raise for an interruption; ``None`` for any other error. Lightning turns Ctrl-C into an exit."""
+    if isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt):
+        return KeyboardInterrupt()
+    return error if error is keeper.write_error else None
+
+
+def _warn_interrupted(stage: str, n_epochs: int, max_epochs: int) -> None:
+    usable = {
+        "vae": "The VAE is usable: `get_latent_representation()` works, and `train_flow()` trains the flow on it.",
+        "flow": "The flow is calibrated and usable: `predict_perturbation()` works.",
+    }
+    warnings.warn(
+        f"The training was interrupted in {STAGE_NAMES[stage]}; the model has the weights after {n_epochs} of "
+        f"{max_epochs} epochs. {usable[stage]}",
+        UserWarning,
+        stacklevel=settings.warnings_stacklevel,
+    )
+
+
+@contextmanager
+def _own_history(model: BaseModelClass) -> Iterator[None]:
+    """Let the runner write into an empty history, then append it to the earlier one."""
+    earlier, model.history_, trained = model.history_, None, model.is_trained_
+    model.is_trained_ = False
+    try:
+        yield
+    finally:
+        model.history_ = merge_histories(earlier, model.history_)
+        model.is_trained_ = trained
+
+
+@contextmanager
+def _restored_modes(model: BaseModelClass) -> Iterator[None]:
+    """Leave every network in eval mode with gradients allowed, also after a failure."""
+    try:
+        yield
+    finally:
+        model.module.eval().requires_grad_(True)
+
+
+@contextmanager
+def _restored_interrupts() -> Iterator[None]:
+    """Leave Ctrl-C as it was: Lightning switches it off when it handles one, and not on again."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGINT, handler)
+
+
+def _adapted(callbacks: list[Callback]) -> list[Callback]:
+    """The caller's callbacks; scvi-tools' :class:`SaveCheckpoint` reads back what :meth:`CFMVC.save` writes."""
+    for callback in callbacks:
+        if isinstance(callback, SaveCheckpoint):
+            callback.on_train_end = MethodType(_load_best_at_end, callback)
+            callback.on_exception = MethodType(_load_best_after_error, callback)
+    return list(callbacks)
+
+
+def _load_best_at_end(callback: SaveCheckpoint, trainer: Any, plan: LightningModule) -> None:
+    if callback.load_best_on_end:
+        plan.module.load_state_dict(read_archive(callback.best_model_path, "model")["module"])
+
+
+def _load_best_after_error(callback: SaveCheckpoint, trainer: Any, plan: LightningModule, error: BaseException) -> None:
+    if callback.check_nan_gradients and callback.best_model_path and not isinstance(error, KeyboardInterrupt):
+        plan.module.load_state_dict(read_archive(callback.best_model_path, "model")["module"])

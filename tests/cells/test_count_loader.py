@@ -1,0 +1,263 @@
+"""Batches of stage 1: which cells, in which order, with which counts, from where."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import sparse
+
+from cfmvc_scvi._sparse import column_shares
+from cfmvc_scvi._types import CellSplit, CountBatch, FlowContext
+from cfmvc_scvi.cells import count_loader
+from cfmvc_scvi.cells.count_loader import CountDataModule, CountLoader, DeviceCounts, HostCounts
+from cfmvc_scvi.cells.table import CellTable
+
+N, G = 23, 12
+
+
+def counts() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    x = rng.poisson(0.6, size=(N, G)).astype(np.float32)
+    x[4] = 0.0
+    return x
+
+
+def table(matrix, continuous: bool = False) -> CellTable:
+    codes = torch.stack([torch.arange(N) % 2, torch.arange(N) % 3], dim=1)
+    covariates = torch.arange(N, dtype=torch.float64).unsqueeze(1) if continuous else None
+    context = FlowContext(codes, covariates, torch.zeros(N, 2))
+    library = np.maximum(counts().sum(axis=1), 1.0)
+    return CellTable(matrix, pd.DataFrame(index=range(N)), context, library, has_size_factor=False)
+
+
+def unsorted_with_duplicates() -> sparse.csr_matrix:
+    """The same counts, each stored as two entries, in no order."""
+    x = sparse.csr_matrix(counts())
+    rows = np.repeat(np.arange(N), np.diff(x.indptr))
+    entries = np.concatenate([x.data - 0.5, np.full(x.nnz, 0.5)]).astype(np.float32)
+    order = np.argsort(np.tile(rows, 2), kind="stable")
+    indptr = np.r_[0, np.cumsum(2 * np.diff(x.indptr))]
+    return sparse.csr_matrix((entries[order], np.tile(x.indices, 2)[order], indptr), shape=(N, G))
+
+
+def in_shares(n_shares: int) -> HostCounts:
+    """Counts for so many threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(count_loader, "column_shares", lambda n_columns: n_shares)
+        return HostCounts(table(sparse.csr_matrix(counts())))
+
+
+@pytest.mark.parametrize(("n_genes", "threads", "expected"), [(2000, 2, 2), (2001, 2, 1), (2000, 6, 2), (7, 7, 7)])
+def test_genes_are_shared_out_evenly(monkeypatch, n_genes, threads, expected):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert column_shares(n_genes) == expected
+
+
+SOURCES = {
+    "csr": lambda: HostCounts(table(sparse.csr_matrix(counts()))),
+    "dense": lambda: HostCounts(table(counts())),
+    "one thread": lambda: in_shares(1),
+    "three threads": lambda: in_shares(3),
+    "integers": lambda: HostCounts(table(sparse.csr_matrix(counts().astype(np.int64)))),
+    "duplicates": lambda: HostCounts(table(unsorted_with_duplicates())),
+    "device": lambda: DeviceCounts(HostCounts(table(sparse.csr_matrix(counts()))), torch.device("cpu")),
+    "device, duplicates": lambda: DeviceCounts(HostCounts(table(unsorted_with_duplicates())), torch.device("cpu")),
+}
+
+
+def one_batch(source: HostCounts | DeviceCounts, rows: np.ndarray) -> CountBatch:
+    (batch,) = source.batches(rows, len(rows))
+    return batch
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_batch_holds_the_cells_asked_for(name):
+    rows = np.array([7, 4, 0, 22, 7])
+    batch = one_batch(SOURCES[name](), rows)
+    library = np.maximum(counts().sum(axis=1), 1.0)[rows]
+    np.testing.assert_array_equal(batch.counts.dense().numpy(), counts()[rows])
+    np.testing.assert_allclose(batch.lognorm.dense(), np.log1p(counts()[rows] / library[:, None] * 1e4), rtol=1e-6)
+    np.testing.assert_array_equal(batch.library.numpy(), library)
+    np.testing.assert_array_equal(batch.context.batch.numpy(), rows % 2)
+    np.testing.assert_array_equal(batch.context.labels.numpy(), rows % 3)
+    entries, shares = batch.counts.by_row, batch.counts.shares
+    assert len(batch) == 5 and entries.values.dtype == torch.float32 and batch.context.spatial is None
+    assert len(entries.starts) == 5 * shares + 1
+    for line in range(5 * shares):
+        share, cell = divmod(line, 5)
+        here = entries.lines(entries.starts[line : line + 2])
+        expected = np.split(counts()[rows[cell]], shares)[share]
+        np.testing.assert_array_equal(here.values, expected[expected > 0])
+        np.testing.assert_array_equal(here.columns, expected.nonzero()[0] + share * (G // shares))
+        assert (here.rows == cell).all()
+
+
+def test_every_thread_has_a_share_of_the_genes(monkeypatch):
+    for n_threads, expected in ((1, 1), (2, 2), (4, 4), (5, 1), (8, 4)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=n_threads: n)
+        assert one_batch(SOURCES["csr"](), np.arange(3)).counts.shares == expected
+        assert one_batch(SOURCES["duplicates"](), np.arange(3)).counts.shares == 1  # not in order
+
+
+def test_continuous_covariates_are_float32():
+    batch = one_batch(HostCounts(table(sparse.csr_matrix(counts()), continuous=True)), np.array([3, 1]))
+    assert batch.context.continuous.dtype == torch.float32
+    np.testing.assert_array_equal(batch.context.continuous.numpy(), [[3.0], [1.0]])
+
+
+def test_the_users_matrix_is_neither_copied_nor_changed():
+    matrix = sparse.csr_matrix(counts())
+    before = matrix.copy()
+    source = HostCounts(table(matrix))
+    assert source.cells.counts is matrix
+    batch = one_batch(source, np.arange(N))
+    batch.counts.by_row.values.mul_(2.0)
+    assert (matrix != before).nnz == 0
+
+
+class Rows:
+    """A source whose batches are the rows themselves; it remembers how many were asked for at a time."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def batches(self, rows: np.ndarray, size: int) -> list[np.ndarray]:
+        self.asked.append(len(rows))
+        return np.split(rows, range(size, len(rows), size))
+
+
+def loader(**kwargs) -> CountLoader:
+    return CountLoader(Rows(), np.arange(100, 100 + N), kwargs.pop("batch_size", 5), **kwargs)
+
+
+def whole_pass(pairs: CountLoader) -> np.ndarray:
+    return np.concatenate(list(pairs))
+
+
+@pytest.mark.parametrize(("drop_last", "sizes"), [(False, [5, 5, 5, 5, 3]), (True, [5, 5, 5, 5])])
+def test_batch_sizes(drop_last, sizes):
+    batches = loader(drop_last=drop_last)
+    assert len(batches) == len(sizes)
+    assert [len(rows) for rows in batches] == sizes
+
+
+def test_several_batches_are_gathered_at_a_time(monkeypatch):
+    monkeypatch.setattr(count_loader, "_GATHERED", 12)
+    for batch_size, expected in ((5, [10, 10, 3]), (12, [12, 11]), (20, [20, 3])):
+        batches = loader(batch_size=batch_size)
+        assert [len(rows) for rows in batches] == [
+            len(rows) for rows in np.split(np.arange(N), range(batch_size, N, batch_size))
+        ]
+        assert batches.source.asked == expected
+    dropped = loader(batch_size=5, drop_last=True)
+    assert sum(len(rows) for rows in dropped) == sum(dropped.source.asked) == 20
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8])
+def test_batches_gathered_together_are_those_gathered_alone(name, size):
+    """Also where a cell has no counts, and where the last part is smaller."""
+    rows, source = np.array([7, 4, 0, 22, 7]), SOURCES[name]()
+    for i, part in enumerate(source.batches(rows, size)):
+        alone = one_batch(source, rows[i * size : (i + 1) * size])
+        for matrix in ("counts", "lognorm"):
+            ours, expected = getattr(part, matrix), getattr(alone, matrix)
+            assert torch.equal(ours.dense(), expected.dense()) and len(ours) == len(expected) == len(part)
+            for order in ("by_row", "by_column"):
+                for name, value in vars(getattr(expected, order)).items():
+                    np.testing.assert_array_equal(getattr(getattr(ours, order), name), value)
+        assert torch.equal(part.library, alone.library)
+        assert torch.equal(part.context.categorical, alone.context.categorical)
+    assert i == -(-len(rows) // size) - 1
+
+
+def test_a_batch_is_freed_without_the_garbage_collector():
+    """Batches that refer to themselves would pile up by hundreds."""
+    source = SOURCES["csr"]()
+    gc.disable()
+    try:
+        batch = next(source.batches(np.arange(9), 4))
+        assert len(batch.lognorm.by_column) == len(batch.counts.by_row)
+        seen = weakref.ref(batch)
+        del batch
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+def test_a_pass_is_a_permutation_and_a_new_one_every_time():
+    batches = loader(shuffle=True)
+    first, second = whole_pass(batches), whole_pass(batches)
+    assert (first != second).any()
+    for rows in (first, second):
+        np.testing.assert_array_equal(np.sort(rows), np.arange(100, 100 + N))
+
+
+def test_the_order_is_a_function_of_the_seed_and_the_number_of_the_pass():
+    np.random.seed(1)  # the global state has no part in it
+    batches = loader(shuffle=True, seed=3)
+    passes = [whole_pass(batches) for _ in range(4)]
+    np.random.seed(2)
+    resumed = loader(shuffle=True, seed=3)
+    resumed.first_epoch = 2
+    np.testing.assert_array_equal(whole_pass(resumed), passes[2])
+    np.testing.assert_array_equal(whole_pass(resumed), passes[3])
+    expected = np.random.default_rng([3, 1]).permutation(np.arange(100, 100 + N))
+    np.testing.assert_array_equal(passes[1], expected)
+    assert (whole_pass(loader(shuffle=True, seed=4)) != passes[0]).any()
+
+
+def test_processes_share_a_pass():
+    parts = [loader(shuffle=True, batch_size=4, shard=(index, 3)) for index in range(3)]
+    rows = [whole_pass(part) for part in parts]
+    assert [len(part) for part in parts] == [2, 2, 2] and [len(r) for r in rows] == [7, 7, 7]
+    np.testing.assert_array_equal(np.stack(rows, axis=1).ravel(), whole_pass(loader(shuffle=True))[:21])
+
+
+def test_without_shuffling_the_order_is_that_of_the_rows():
+    np.testing.assert_array_equal(whole_pass(loader()), np.arange(100, 100 + N))
+
+
+def data_module(n_train: int, batch_size: int) -> CountDataModule:
+    rows = np.arange(N)
+    split = CellSplit(rows[:n_train], rows[n_train:], rows[:0])
+    return CountDataModule(table(sparse.csr_matrix(counts())), split, batch_size)
+
+
+@pytest.mark.parametrize(("n_train", "batch_size", "sizes"), [(20, 6, [6, 6, 6]), (20, 20, [20]), (5, 64, [5])])
+def test_training_drops_an_unfinished_batch_and_validation_does_not(n_train, batch_size, sizes):
+    data = data_module(n_train, batch_size)
+    assert [len(batch) for batch in data.train_dataloader()] == sizes
+    assert sum(len(batch) for batch in data.val_dataloader()) == N - n_train
+    assert data.batch_size == min(batch_size, n_train)
+
+
+def test_no_validation_cells_no_loader():
+    assert data_module(N, 4).val_dataloader() == []
+
+
+def test_unknown_place_for_the_data():
+    split = CellSplit(np.arange(3), np.arange(0), np.arange(0))
+    with pytest.raises(ValueError, match="data_on_device.*'gpu'.*'auto'"):
+        CountDataModule(table(sparse.csr_matrix(counts())), split, 2, on_device="gpu")
+
+
+def test_a_batch_moves_as_a_whole():
+    batch = one_batch(SOURCES["csr"](), np.array([2, 9]))
+    moved = batch.to("meta")
+    assert isinstance(moved, CountBatch)
+    entries = moved.counts.by_row
+    tensors = (entries.values, entries.rows, entries.columns, moved.library, moved.context.categorical)
+    assert {x.device.type for x in tensors} == {"meta"}
+
+
+@pytest.mark.parametrize("name", ["csr", "three threads", "duplicates"])
+def test_large_counts_are_where_a_batch_says(monkeypatch, name):
+    monkeypatch.setattr(count_loader, "LARGE_COUNT", 1)
+    for batch in SOURCES[name]().batches(np.array([7, 4, 0, 22, 7]), 2):
+        np.testing.assert_array_equal(batch.large, np.flatnonzero(batch.counts.by_row.values > 1))
