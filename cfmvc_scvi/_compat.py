@@ -8,9 +8,10 @@ from typing import Any
 import rich.pretty  # noqa: F401  # scvi-tools' view_anndata_setup() uses it without importing it
 import torch
 from scvi.model._utils import parse_device_args
+from scvi.model.base import BaseModelClass
 from scvi.module._constants import MODULE_KEYS
 
-__all__ = ["MODULE_KEYS", "parse_device", "read_pickled_model"]
+__all__ = ["MODULE_KEYS", "forget_registered", "parse_device", "read_pickled_model"]
 
 
 def parse_device(accelerator: str, device: int | str) -> torch.device:
@@ -19,6 +20,20 @@ def parse_device(accelerator: str, device: int | str) -> torch.device:
         accelerator=accelerator, devices=device, return_device="torch", validate_single_device=True
     )
     return chosen
+
+
+def forget_registered(model: BaseModelClass, *, keep_own: bool) -> None:
+    """Let go of data that scvi-tools registered for one call of a model's method; it would keep them for good.
+
+    With ``keep_own`` the model's own data stay; otherwise it is left without any.
+    """
+    own = model.adata_manager.adata_uuid
+    managers = model._per_instance_manager_store.get(model.id, {})
+    for other in set(managers) - ({own} if keep_own else set()):
+        del managers[other]
+    if not keep_own:
+        model._setup_adata_manager_store.pop(own, None)
+        model._adata = model._adata_manager = None
 
 
 def read_pickled_model(dir_path: str, prefix: str | None = None) -> dict[str, Any]:

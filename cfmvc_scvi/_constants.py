@@ -61,6 +61,9 @@ CONTROL_NAMES: Final[tuple[str, ...]] = (
 #: What a cell without any perturbation is called where perturbations are given as a presence matrix.
 NO_PERTURBATION: Final = "control"
 
+#: Counts per this many counts of the cell, before log1p: the unit of expression everywhere in this package.
+CP10K: Final = 1e4
+
 #: Log-variances of both latents are kept inside these bounds (the reference's own).
 LOGVAR_BOUNDS: Final[tuple[float, float]] = (-10.0, 10.0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cfmvc_scvi._constants import CP10K
 from cfmvc_scvi._sparse import SparseRows
 
 
@@ -19,20 +20,24 @@ class FlowContext:
 
     Attributes
     ----------
-    categorical
-        Codes of batch, cell type and further covariates, shape (n, n_covariates), integer.
+    batch, labels
+        Codes of batch and cell type, each (n,), integer.
+    further
+        Codes of further categorical covariates (n, n_further), integer, or ``None``.
     continuous
         Continuous covariates (n, n_continuous), or ``None``.
     spatial
         Coordinates (n, n_spatial) in the data's units, or ``None``.
     """
 
-    categorical: Tensor
+    batch: Tensor
+    labels: Tensor
+    further: Tensor | None = None
     continuous: Tensor | None = None
     spatial: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.categorical)
+        return len(self.batch)
 
     def __getitem__(self, rows: Tensor | slice | np.ndarray) -> FlowContext:
         return self._map(lambda x: x[rows])
@@ -42,22 +47,21 @@ class FlowContext:
         return self._map(lambda x: x.to(device))
 
     @property
-    def batch(self) -> Tensor:
-        """Batch codes, shape (n,)."""
-        return self.categorical[:, 0]
+    def strata_codes(self) -> tuple[Tensor, ...]:
+        """Codes of batch and further covariates: what is known of a cell's origin, its type left out."""
+        return (self.batch, *(() if self.further is None else self.further.unbind(dim=1)))
 
     @property
-    def labels(self) -> Tensor:
-        """Cell type codes, shape (n,)."""
-        return self.categorical[:, 1]
+    def codes(self) -> tuple[Tensor, ...]:
+        """Codes of all categorical covariates: batch, cell type, further ones."""
+        batch, *further = self.strata_codes
+        return (batch, self.labels, *further)
 
     def with_batch(self, code: int) -> FlowContext:
         """The same cells in another batch."""
-        categorical = self.categorical.clone()
-        categorical[:, 0] = code
-        return FlowContext(categorical, self.continuous, self.spatial)
+        return replace(self, batch=torch.full_like(self.batch, code))
 
-    def _map(self, function) -> FlowContext:
+    def _map(self, function: Callable[[Tensor], Tensor]) -> FlowContext:
         values = (getattr(self, field.name) for field in fields(self))
         return FlowContext(*(None if value is None else function(value) for value in values))
 
@@ -137,7 +141,7 @@ class CountBatch:
         if self.normalized is not None:
             return self.normalized
         entries = self.counts.by_row
-        scale = (1e4 / self.library).index_select(0, entries.rows)
+        scale = (CP10K / self.library).index_select(0, entries.rows)
         return self.counts.with_values(torch.mul(scale, entries.values).log1p_())
 
     def to(self, device: torch.device | str) -> CountBatch:

@@ -89,7 +89,7 @@ def gene_rows(screen: str, seed: int, n_cells: int) -> pd.DataFrame:
         tables.append(one_table(model, label, None, pooled))
     rows = pd.concat(tables)
     rows["affected"] = np.tile(adata.var["affected"].to_numpy(), len(tables))
-    misfit = model.effect_errors_["misfit"].round(4).tolist()
+    misfit = model.calibration_.state.observed.misfit.kappa.round(4).tolist()
     print(f"{screen} seed {seed}: misfit {misfit}", flush=True)
     return rows.assign(screen=screen, seed=seed)
 

@@ -25,7 +25,6 @@ from cfmvc_scvi import CFMVC
 from cfmvc_scvi.data import kang2018, papalexi2021
 from cfmvc_scvi.flow import RK4, Euler, Midpoint, Solver
 from cfmvc_scvi.flow.solver import FixedStepSolver, Velocity
-from cfmvc_scvi.registration.keys import control_cells
 
 
 class OneStepMidpoint(FixedStepSolver):
@@ -57,7 +56,7 @@ def errors(adata: ad.AnnData) -> pd.Series:
     CFMVC.setup_anndata(adata)
     model = CFMVC(adata)
     model.train(accelerator="cpu", enable_progress_bar=False)
-    rows = np.flatnonzero(control_cells(adata, model.setup_keys, model.vocabulary))
+    rows = np.flatnonzero(adata.obs[model.setup_keys.perturbation_key].isin(model.vocabulary.control_group))
     cells = model._cells(None, rows)
     z, found = model._encode(cells).mean, []
     for name in model.vocabulary.names[:6]:

@@ -136,14 +136,14 @@ def step_parts(adata: ad.AnnData, batch_size: int, n_steps: int = 30) -> dict[st
         batch = next(batches)
         x = batch.lognorm
         mark("batch and encoder input")
-        q = module.encoder(x, batch.context.categorical, batch.context.continuous)
+        q = module.encoder(x, batch.context.codes, batch.context.continuous)
         mark("encoder")
         z, *kl = draw_with_kl(q.mean, q.logvar, *module._technical_prior(batch.context.batch))
         mark("draw and KL")
         features = module.decoder.features(z)
         mark("decoder but for its last layer")
         last = module.decoder.output
-        loss = reconstruction_loss(features, last.weight, last.bias, module.decoder.bounded_log_theta, batch)
+        loss = reconstruction_loss(features, last.weight, last.bias, module.likelihood.bounded_log_theta, batch)
         mark("last layer, and likelihood with its gradient")
         loss = loss + sum(kl)
         optimizer.zero_grad()
@@ -192,4 +192,4 @@ def last_layer_times(batch_size: int, n_genes: int, repeats: int) -> dict[str, f
 
 
 def _source(model: CFMVC) -> HostCounts:
-    return HostCounts(model._reader().read(model.adata))
+    return HostCounts(model._reader.read(model.adata))

@@ -1,264 +1,301 @@
-"""Gene-space calibration: what the decoded change should be on average, per perturbation and cell type."""
+"""The calibration of a trained model: what decoded changes are corrected to, and how far the estimate may be off."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
-from scipy import sparse
 from torch import Tensor
 
-from cfmvc_scvi._types import FlowContext
-from cfmvc_scvi.calibration.change import decoded_change, lognorm_expression
+from cfmvc_scvi.calibration.change import decoded_change
+from cfmvc_scvi.calibration.correction import GeneCorrection, solve_log_ratio, solve_shift, spread_factor
+from cfmvc_scvi.calibration.estimate import EffectEstimator, EffectQuery, get_estimator
 from cfmvc_scvi.calibration.moments import highest_lognorm
 from cfmvc_scvi.calibration.populations import Populations
 from cfmvc_scvi.calibration.process import EffectGP, MeanEffects
+from cfmvc_scvi.calibration.process_error import Conditions, EffectError, Misfit, effect_error
+from cfmvc_scvi.calibration.reference import ReferenceCells, StoredReference
 from cfmvc_scvi.cells.latents import LatentCache
-from cfmvc_scvi.likelihood.negative_binomial import expected_lognorm
-from cfmvc_scvi.module.transport import BaseFlow
-from cfmvc_scvi.registration.dose import effects_of_doses, fit_dose_response
-from cfmvc_scvi.registration.vocabulary import Condition
+from cfmvc_scvi.flow import Solver
+from cfmvc_scvi.module import CFMVCModule
+from cfmvc_scvi.registration.vocabulary import Condition, PerturbationVocabulary
 
-#: Control cells per cell type that stand for it.
-_REFERENCES = 128
-#: Corrections kept between calls.
+#: Values kept between calls.
 _MOST_REMEMBERED = 1000
-#: Weight of the gene-space process against the latent path.
-GP_WEIGHT = 0.5
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class GeneCalibration:
-    """Corrections of the decoded change, by cell type; every array has shape (n_labels, n_genes).
+class ObservedEffects:
+    """What intervals rest on: the training populations, and what the process lacks of them.
 
     Attributes
     ----------
-    lognorm
-        Added to the decoded change of log1p CP10k.
-    scale, center
-        Factor on the spread of the gene over cells, and the level it spreads around.
-    log_ratio
-        Added to the decoded log ratio of the negative binomial's mean.
+    effects
+        Observed mean effects.
+    n_control
+        Control cells of every cell type, shape (n_labels,).
+    misfit
+        What the kernel of the process does not hold.
     """
 
-    lognorm: np.ndarray
-    scale: np.ndarray
-    center: np.ndarray
-    log_ratio: np.ndarray
+    effects: MeanEffects
+    n_control: np.ndarray
+    misfit: Misfit
+
+    def to_saved(self) -> dict[str, Any]:
+        """Plain containers that :meth:`from_saved` reads back."""
+        return {"effects": asdict(self.effects), "n_control": self.n_control, "kappa": self.misfit.kappa}
 
     @classmethod
-    def neutral(cls, profiles: np.ndarray) -> GeneCalibration:
-        """Changes nothing."""
-        zeros = np.zeros_like(profiles)
-        return cls(zeros, np.ones_like(profiles), profiles.copy(), zeros.copy())
+    def from_saved(cls, saved: Mapping[str, Any]) -> ObservedEffects:
+        """Counterpart of :meth:`to_saved`."""
+        return cls(MeanEffects(**saved["effects"]), saved["n_control"], Misfit(saved["kappa"]))
 
 
-class CalibrationMixin:
-    """Calibration of :class:`~cfmvc_scvi.CFMVC`.
+@dataclass(frozen=True)
+class CalibrationState:
+    """What a calibration has learned, as it is saved.
 
-    The latent path says how the cells of a type differ in their response; its mean over a cell type is biased on
-    genes that the latent does not hold. So the mean effect is set to the average of two estimates: the latent
-    path's own, and that of a Gaussian process over the training populations. The spread of every gene over
-    cells changes by what was seen in the training populations.
+    Attributes
+    ----------
+    profiles, variance
+        Mean and variance of log1p CP10k over the control cells of every cell type, shape (n_labels, n_genes), float32.
+    highest
+        Highest log1p CP10k of every gene in the training cells, shape (n_genes,).
+    spread_effect
+        Change of every gene's variance per unit of the perturbation vector, shape (n_features, n_genes).
+    reference
+        Control cells that stand for each cell type.
+    process
+        Gaussian process over the training populations; ``None`` where there were none.
+    estimator
+        Estimator of the mean effect; ``None`` leaves decoded changes as they are.
+    observed
+        What intervals rest on, made when they are first asked for.
     """
 
-    def _calibrate(self, cache: LatentCache, populations: Populations) -> None:
-        """Learn from the training cells, and keep control cells that stand for their cell types."""
-        members = self.vocabulary.encode_members(cache.conditions)[populations.condition]
-        rng = np.random.default_rng(self._seed)
-        rows = self._fitted_rows()
-        self.calibration_ = {
-            "profiles": populations.mean0.astype(np.float32),
-            "variance": populations.spread0.astype(np.float32),
-            "highest": highest_lognorm(cache.cells, rows),
-            "gp": self._fit_process(populations, members),
-            "spread_effect": populations.spread_effect(members.sum(axis=1)),
-            "reference": _stored_reference(cache, [_sample(cells, rng) for cells in populations.control]),
+    profiles: np.ndarray
+    variance: np.ndarray
+    highest: np.ndarray
+    spread_effect: np.ndarray
+    reference: Sequence[StoredReference]
+    process: EffectGP | None
+    estimator: EffectEstimator | None
+    observed: ObservedEffects | None = None
+
+    def to_saved(self) -> dict[str, Any]:
+        """Plain containers that :meth:`from_saved` reads back."""
+        estimator = self.estimator
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {
+            "reference": [cells.to_saved() for cells in self.reference],
+            "process": None if self.process is None else self.process.to_dict(),
+            "estimator": None if estimator is None else {"name": estimator.name, "state": estimator.to_saved()},
+            "observed": None if self.observed is None else self.observed.to_saved(),
         }
-        self._calibration_cache: dict[Any, Any] = {}
 
-    @staticmethod
-    def _fit_process(populations: Populations, members: np.ndarray) -> dict[str, Any] | None:
-        """State of the process over the populations; ``None`` when no population is large enough."""
-        if not len(populations):
-            return None
-        data = MeanEffects(populations.effect, populations.variance, members, populations.label)
-        return EffectGP(populations.mean0).fit(data).to_dict()
+    @classmethod
+    def from_saved(cls, saved: Mapping[str, Any]) -> CalibrationState:
+        """Counterpart of :meth:`to_saved`."""
+        process, estimator, observed = saved["process"], saved["estimator"], saved["observed"]
+        made = {
+            "reference": [StoredReference.from_saved(cells) for cells in saved["reference"]],
+            "process": None if process is None else EffectGP.from_dict(process),
+            "estimator": None if estimator is None else get_estimator(estimator["name"]).from_saved(estimator["state"]),
+            "observed": None if observed is None else ObservedEffects.from_saved(observed),
+        }
+        return cls(**{**saved, **made})
 
-    def _fitted_rows(self) -> np.ndarray:
-        """Rows of the training and validation cells."""
-        return np.sort(np.r_[self._split.train, self._split.validation])
 
-    def _fit_doses(self, cache: LatentCache, populations: Populations) -> None:
-        """Learn the response to doses from the populations, before anything is trained on it."""
-        if self.setup_keys.dosage_key is None:
-            return
-        keys = [cache.conditions[code].key for code in populations.condition]
-        effects = effects_of_doses(keys, populations.label, populations.effect, populations.variance)
-        curves = fit_dose_response(effects, self.vocabulary.reference_dose)
-        self.dose_response_ = {name: curve.to_dict() for name, curve in curves.items()}
+class Calibration:
+    """Corrects decoded changes, gene by gene, to a mean effect that is estimated over the training populations.
 
-    def _calibration(self, condition: Condition, labels: np.ndarray, call: Any, *, rates: bool) -> GeneCalibration:
-        """Corrections of a condition for the cell types at hand; other cell types stay neutral.
+    The latent path says how the cells of a type differ in their response; its mean over a cell type is biased on
+    genes that the latent does not hold. So the mean is set to that of an estimator
+    (:mod:`~cfmvc_scvi.calibration.estimate`), and the spread of every gene over cells changes by what was seen in
+    the training populations.
 
-        ``rates`` says whether ``log_ratio`` is needed, which takes most of the time; without it that stays zero.
+    Parameters
+    ----------
+    state
+        What was learned.
+    module, vocabulary
+        Networks and perturbations of the model. What is worked out from them is kept with this object, by device.
+    """
+
+    def __init__(self, state: CalibrationState, module: CFMVCModule, vocabulary: PerturbationVocabulary) -> None:
+        self.state = state
+        self.module = module
+        self.vocabulary = vocabulary
+        self._remembered: dict[Any, Any] = {}
+
+    @classmethod
+    def fit(
+        cls,
+        cache: LatentCache,
+        rows: np.ndarray,
+        populations: Populations,
+        module: CFMVCModule,
+        vocabulary: PerturbationVocabulary,
+        *,
+        estimator: str | None = "average",
+        seed: int = 0,
+    ) -> Calibration:
+        """Learn from the training cells, and keep control cells that stand for their cell types.
+
+        Parameters
+        ----------
+        cache
+            All registered cells with their latents.
+        rows
+            Cells to learn from.
+        populations
+            Control and perturbed populations of these cells.
+        module, vocabulary
+            Networks and perturbations of the model.
+        estimator
+            Name of the estimator of the mean effect; ``None`` corrects nothing (:class:`Uncalibrated`).
+        seed
+            Of the choice of control cells.
         """
-        result = GeneCalibration.neutral(self.calibration_["profiles"])
+        members = vocabulary.encode_members(cache.conditions)[populations.condition]
+        effects = MeanEffects(populations.effect, populations.variance, members, populations.label)
+        chosen = None if estimator is None else get_estimator(estimator).fit(effects, populations.mean0)
+        rng = np.random.default_rng(seed)
+        state = CalibrationState(
+            profiles=populations.mean0.astype(np.float32),
+            variance=populations.spread0.astype(np.float32),
+            highest=highest_lognorm(cache.cells, rows),
+            spread_effect=populations.spread_effect(members.sum(axis=1)),
+            reference=[StoredReference.sample(cache, cells, rng) for cells in populations.control],
+            process=EffectGP(populations.mean0).fit(effects) if len(populations) else None,
+            estimator=chosen,
+        )
+        return make_calibration(state, module, vocabulary)
+
+    # ---- what predictions ask ---------------------------------------------------------------------------------
+
+    def correct(
+        self, condition: Condition, labels: np.ndarray, solver: Solver, *, rates: bool = True
+    ) -> GeneCorrection:
+        """Corrections of a condition.
+
+        Parameters
+        ----------
+        condition
+            What is done to the cells; of control nothing is corrected.
+        labels
+            Codes of the cell types at hand; the other cell types stay neutral.
+        solver
+            Integrator of the flow.
+        rates
+            Whether ``log_ratio`` is needed, which takes most of the time; without it that stays zero.
+        """
+        result = GeneCorrection.neutral(self.state.profiles)
         if condition.is_control:
             return result
         for label in np.unique(labels):
-            key = (condition.key, int(label), call.solver_key, rates)
-            found = self._remembered(key, lambda: self._calibrate_condition(condition, int(label), call, rates))  # noqa: B023
+            key = ("correction", condition.key, int(label), solver.key, rates)
+            found = self._remember(key, lambda: self._correct(condition, int(label), solver, rates))  # noqa: B023
             result.lognorm[label], result.scale[label], result.log_ratio[label] = found
         return result
 
-    def _remembered(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """Value of an earlier call with this key since the last training, or a new one."""
-        cache = self.__dict__.setdefault("_calibration_cache", {})
-        if key not in cache:
-            if len(cache) >= _MOST_REMEMBERED:
-                cache.clear()
-            cache[key] = compute()
-        return cache[key]
-
-    @torch.inference_mode()
-    def _calibrate_condition(self, condition: Condition, label: int, call: Any, rates: bool) -> tuple[np.ndarray, ...]:
+    def _correct(self, condition: Condition, label: int, solver: Solver, rates: bool) -> tuple[np.ndarray, ...]:
         """Corrections (n_genes,) of a condition in a cell type, from the cells that stand for it."""
-        saved, theta = self.calibration_, self._theta()
-        cells = self._reference_cells(label, call)
-        members = self.vocabulary.encode_members([condition])[0]
-        p = members.sum(axis=0)
-        vectors = torch.from_numpy(p).expand(len(cells.z), -1).to(self._device)
-        moved = self.module.transport(cells.z, vectors, cells.context, call.solver, cells.flow)
-        log_share = self.module.decoder(moved, cells.technical).cpu()
-        after = log_share.numpy()
-        level1 = expected_lognorm(np.exp(after) * cells.library[:, None], theta, cells.library).mean(axis=0)
-        effect = level1 - cells.level
-        if saved["gp"] is not None:
-            effect = (1.0 - GP_WEIGHT) * effect + GP_WEIGHT * EffectGP.from_dict(saved["gp"]).predict(members, label)
-        profile = saved["profiles"][label]
-        effect = np.maximum(effect, -profile)
-        scale = _spread_factor(saved["variance"][label], p @ saved["spread_effect"])
+        state, cells = self.state, self.reference(label, solver)
+        p = self.vocabulary.encode([condition])[0]
+        log_share = self._decoded(condition, label, solver)
+        effect = self._mean_effect(condition, label, cells, log_share)
+        profile = state.profiles[label]
+        scale = spread_factor(state.variance[label], p @ state.spread_effect)
         decoded = decoded_change(cells.log_share.exp(), log_share.exp()).numpy()
         y = cells.lognorm
-        lognorm = _solve_shift(y + decoded + (scale - 1.0) * (y - profile), y.mean(axis=0) + effect, saved["highest"])
+        lognorm = solve_shift(y + decoded + (scale - 1.0) * (y - profile), y.mean(axis=0) + effect, state.highest)
         log_ratio = np.zeros_like(effect)
         if rates:
-            log_ratio = _solve_log_ratio(after, theta, cells.library, cells.level + effect)
+            likelihood = self.module.likelihood
+            log_ratio = solve_log_ratio(log_share.numpy(), likelihood, cells.library, cells.level + effect)
         return lognorm.astype(np.float32), scale.astype(np.float32), log_ratio.astype(np.float32)
 
-    def _reference_cells(self, label: int, call: Any) -> ReferenceCells:
+    def reference(self, label: int, solver: Solver) -> ReferenceCells:
         """The cells that stand for a cell type, as they are without a perturbation."""
-        return self._remembered(("reference", label, call.solver_key), lambda: self._make_reference(label, call))
+        key = ("reference", label, solver.key)
+        return self._remember(key, lambda: ReferenceCells.of(self.state.reference[label], self.module, solver))
 
-    @torch.inference_mode()
-    def _make_reference(self, label: int, call: Any) -> ReferenceCells:
-        saved = self.calibration_["reference"][label]
-        z, technical = (torch.from_numpy(saved[name]).to(self._device) for name in ("z", "technical"))
-        context = _as_context(saved).to(self._device)
-        log_share = self.module.decoder(z, technical).cpu()
-        library = saved["library"]
-        mean = np.exp(log_share.numpy()) * library[:, None]
-        level = expected_lognorm(mean, self._theta(), library).mean(axis=0)
-        return ReferenceCells(
-            z=z,
-            technical=technical,
-            context=context,
-            flow=self.module.base_flow(z, context, call.solver),
-            library=library,
-            lognorm=lognorm_expression(saved["counts"].toarray(), library),
-            log_share=log_share,
-            level=level,
+    # ---- the mean effect --------------------------------------------------------------------------------------
+
+    def mean_effects(self, condition: Condition, labels: Sequence[int], solver: Solver) -> np.ndarray:
+        """Mean effect of a condition in cell types, shape (n_labels, n_genes).
+
+        Change of the mean of log1p of counts per 10,000; no gene is taken below zero.
+        """
+        effects = []
+        for label in map(int, labels):
+            log_share = self._decoded(condition, label, solver)
+            effects.append(self._mean_effect(condition, label, self.reference(label, solver), log_share))
+        return np.stack(effects)
+
+    def _mean_effect(self, condition: Condition, label: int, cells: ReferenceCells, log_share: Tensor) -> np.ndarray:
+        mean = np.exp(log_share.numpy()) * cells.library[:, None]
+        latent = self.module.likelihood.expected_lognorm(mean, cells.library).mean(axis=0) - cells.level
+        members = self.vocabulary.encode_members([condition])[0]
+        process = None if self.state.process is None else self.state.process.predict(members, label)
+        estimator = self.state.estimator
+        effect = latent if estimator is None else estimator.estimate(EffectQuery(members, label, latent, process))
+        return np.maximum(effect, -self.state.profiles[label])
+
+    def _decoded(self, condition: Condition, label: int, solver: Solver) -> Tensor:
+        """Log share of every gene of the reference cells after the perturbation, (n, n_genes), on the CPU."""
+        cells = self.reference(label, solver)
+        moved = cells.moved(self.vocabulary.encode([condition])[0], self.module, solver)
+        return cells.decoded(moved, self.module)
+
+    def effect_error(self, condition: Condition, labels: Sequence[int]) -> EffectError:
+        """Mean effects of a condition in cell types by the process, and the covariance of their errors.
+
+        Raises
+        ------
+        RuntimeError
+            Where there were no populations, or :meth:`observe` was not called.
+        """
+        if self.state.process is None or self.state.observed is None:
+            raise RuntimeError("The training populations are needed for the errors of effects, and there are none.")
+        members = np.repeat(self.vocabulary.encode_members([condition]), len(labels), axis=0)
+        observed = self.state.observed
+        return effect_error(
+            self.state.process, observed.effects, Conditions(members, np.asarray(labels)), observed.misfit
         )
 
+    def observe(self, observed: ObservedEffects) -> None:
+        """Keep what intervals rest on."""
+        self.state = replace(self.state, observed=observed)
 
-@dataclass(frozen=True)
-class ReferenceCells:
-    """Up to 128 control cells that stand for a cell type.
+    # ---- what is kept -----------------------------------------------------------------------------------------
 
-    Attributes
-    ----------
-    z, technical, context, flow
-        Latents, context and base flow, on the device of the networks.
-    library
-        Library sizes, shape (n,).
-    lognorm, log_share
-        Observed log1p CP10k and decoded log share of every gene, shape (n, n_genes), on the CPU.
-    level
-        Expected log1p CP10k of every gene by the model, mean over the cells, shape (n_genes,).
-    """
-
-    z: Tensor
-    technical: Tensor
-    context: FlowContext
-    flow: BaseFlow
-    library: np.ndarray
-    lognorm: np.ndarray
-    log_share: Tensor
-    level: np.ndarray
+    def _remember(self, key: tuple, compute: Callable[[], Value]) -> Value:
+        """Value of an earlier call with this key, with the networks on the same device, or a new one."""
+        key = (*key, str(self.module.device))
+        if key not in self._remembered:
+            if len(self._remembered) >= _MOST_REMEMBERED:
+                self._remembered.clear()
+            self._remembered[key] = compute()
+        return self._remembered[key]
 
 
-def _spread_factor(variance: np.ndarray, change: np.ndarray) -> np.ndarray:
-    """Factor on the standard deviation of a gene whose variance changes by that much, kept within [0.5, 3]."""
-    moved = np.maximum(variance + change, 0.0)
-    return np.clip(np.sqrt((moved + 1e-3) / (variance + 1e-3)), 0.5, 3.0)
+class Uncalibrated(Calibration):
+    """Leaves decoded changes as they are."""
+
+    def correct(
+        self, condition: Condition, labels: np.ndarray, solver: Solver, *, rates: bool = True
+    ) -> GeneCorrection:
+        """See :meth:`Calibration.correct`; the correction is neutral."""
+        return GeneCorrection.neutral(self.state.profiles)
 
 
-def _solve_shift(moved: np.ndarray, level: np.ndarray, highest: np.ndarray, n_iterations: int = 30) -> np.ndarray:
-    """Shift per gene after which the mean over cells of ``moved``, kept within 0 and ``highest``, is ``level``."""
-    level = np.clip(level, 0.0, highest)
-    high = level - moved.min(axis=0)
-    low = -moved.max(axis=0)
-    for _ in range(n_iterations):
-        middle = 0.5 * (low + high)
-        above = np.clip(moved + middle, 0.0, highest).mean(axis=0) > level
-        low, high = np.where(above, low, middle), np.where(above, middle, high)
-    return 0.5 * (low + high)
-
-
-def _stored_reference(cache: LatentCache, chosen: list[np.ndarray]) -> list[dict[str, Any]]:
-    """Latents, context and library size of the cells that stand for each cell type."""
-    out = []
-    for rows in chosen:
-        context = cache.cells.context[torch.from_numpy(rows)]
-        out.append(
-            {
-                "z": cache.posterior.mean[rows].numpy(),
-                "technical": cache.posterior.technical_mean[rows].numpy(),
-                "categorical": context.categorical.numpy(),
-                "continuous": _numpy(context.continuous),
-                "spatial": _numpy(context.spatial),
-                "library": cache.cells.library[rows],
-                "counts": sparse.csr_matrix(cache.cells.counts[rows]),
-            }
-        )
-    return out
-
-
-def _solve_log_ratio(
-    after: np.ndarray, theta: np.ndarray, library: np.ndarray, level: np.ndarray, n_iterations: int = 6
-) -> np.ndarray:
-    """Log factor per gene on the means ``after`` that gives this mean of log1p CP10k, by damped Newton steps."""
-    ratio = np.zeros_like(level)
-    level = np.maximum(level, 1e-4)
-    for _ in range(n_iterations):
-        now = expected_lognorm(np.exp(after + ratio) * library[:, None], theta, library).mean(axis=0)
-        step = np.log(np.expm1(level) + 1e-3) - np.log(np.expm1(np.maximum(now, 0.0)) + 1e-3)
-        ratio = np.clip(ratio + np.clip(step, -1.5, 1.5), -6.0, 6.0)
-    return ratio
-
-
-def _as_context(reference: dict[str, Any]) -> FlowContext:
-    names = ("categorical", "continuous", "spatial")
-    return FlowContext(*(None if reference[n] is None else torch.from_numpy(reference[n]) for n in names))
-
-
-def _sample(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return rows if len(rows) <= _REFERENCES else np.sort(rng.choice(rows, _REFERENCES, replace=False))
-
-
-def _numpy(tensor: Tensor | None) -> np.ndarray | None:
-    return None if tensor is None else tensor.numpy()
+def make_calibration(state: CalibrationState, module: CFMVCModule, vocabulary: PerturbationVocabulary) -> Calibration:
+    """Calibration of a state: :class:`Uncalibrated` where it has no estimator."""
+    kind = Uncalibrated if state.estimator is None else Calibration
+    return kind(state, module, vocabulary)

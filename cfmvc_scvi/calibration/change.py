@@ -10,7 +10,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from cfmvc_scvi.likelihood.negative_binomial import draw_counterfactual
+from cfmvc_scvi._constants import CP10K
+from cfmvc_scvi.likelihood import Likelihood
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class LevelChange:
 
 @dataclass(frozen=True)
 class RateChange:
-    """What a perturbation does to the negative binomial of every gene in some cells; both of shape (n, n_genes).
+    """What a perturbation does to the mean of every gene's counts in some cells; both of shape (n, n_genes).
 
     Attributes
     ----------
@@ -81,7 +82,7 @@ def expected_counts(x: np.ndarray, library: np.ndarray, change: LevelChange, hig
         :math:`h`, the highest level of the gene in the training cells, which no change exceeds; shape (n_genes,).
     """
     counts = torch.from_numpy(x)
-    unit = torch.from_numpy(library / np.float32(1e4)).unsqueeze(-1)
+    unit = torch.from_numpy(library / np.float32(CP10K)).unsqueeze(-1)
     y = (counts / unit).log1p_()
     delta = (y - change.center).mul_(change.scale - 1.0).add_(change.shift)
     room = (torch.from_numpy(highest) - y).clamp_(min=0.0)
@@ -91,12 +92,12 @@ def expected_counts(x: np.ndarray, library: np.ndarray, change: LevelChange, hig
 
 def lognorm_expression(x: np.ndarray, library: np.ndarray) -> np.ndarray:
     """log1p of counts per 10,000, shape (n, n_genes), float32."""
-    unit = torch.from_numpy(np.asarray(library, dtype=np.float32) / np.float32(1e4)).unsqueeze(-1)
+    unit = torch.from_numpy(np.asarray(library, dtype=np.float32) / np.float32(CP10K)).unsqueeze(-1)
     return (torch.as_tensor(x, dtype=torch.float32) / unit).log1p_().numpy()
 
 
 def drawn_counts(
-    x: np.ndarray, change: RateChange, theta: np.ndarray, generators: list[np.random.Generator]
+    x: np.ndarray, change: RateChange, likelihood: Likelihood, generators: list[np.random.Generator]
 ) -> sparse.csr_matrix:
     """Counterfactual counts, one generator per cell; CSR (n, n_genes) of float32 whole numbers.
 
@@ -111,7 +112,7 @@ def drawn_counts(
             "choose 'mean', 'lognorm' or 'latent'."
         )
     rows = [
-        sparse.csr_matrix(draw_counterfactual(*arrays, theta, rng).astype(np.float32))
+        sparse.csr_matrix(likelihood.draw_counterfactual(*arrays, rng).astype(np.float32))
         for *arrays, rng in zip(x, change.mean0, change.log_ratio, generators, strict=True)
     ]
     return sparse.vstack(rows, format="csr")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import sparse
 
+from cfmvc_scvi._constants import CP10K
 from cfmvc_scvi.cells.table import CellTable
 
 #: Cells whose counts are copied at a time.
@@ -40,5 +41,5 @@ def _pieces(cells: CellTable, rows: np.ndarray) -> Iterator[sparse.csr_matrix]:
         y = sparse.csr_matrix(cells.counts[here], dtype=np.float32)
         y.sum_duplicates()
         library = np.repeat(cells.library[here], np.diff(y.indptr))
-        y.data = np.log1p(y.data / library * np.float32(1e4))
+        y.data = np.log1p(y.data / library * np.float32(CP10K))
         yield y

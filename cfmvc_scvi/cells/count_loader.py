@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from scipy import sparse
-from torch import Tensor
 
-from cfmvc_scvi._constants import LARGE_COUNT
+from cfmvc_scvi._constants import CP10K, LARGE_COUNT
 from cfmvc_scvi._sparse import Entries, SparseRows, column_shares, columns_of_parts
 from cfmvc_scvi._types import CellSplit, CountBatch, FlowContext
 from cfmvc_scvi.cells.table import CellTable, canonical
@@ -245,12 +244,13 @@ class CountDataModule(LightningDataModule):
 
 def stage1_context(context: FlowContext) -> FlowContext:
     """Codes and continuous covariates without the coordinates, which stage 1 does not read."""
-    return FlowContext(context.categorical, _float(context.continuous), None)
+    continuous = None if context.continuous is None else context.continuous.float()
+    return replace(context, continuous=continuous, spatial=None)
 
 
 def _lognorm(lines: sparse.csr_matrix, library: np.ndarray) -> sparse.csr_matrix:
     """log1p of counts per 10,000 of lines with these library sizes."""
-    scale = np.repeat((1e4 / torch.from_numpy(library)).numpy(), np.diff(lines.indptr))
+    scale = np.repeat((CP10K / torch.from_numpy(library)).numpy(), np.diff(lines.indptr))
     values = torch.from_numpy(np.multiply(scale, lines.data, out=scale)).log1p_().numpy()
     return sparse.csr_matrix((values, lines.indices, lines.indptr), lines.shape)
 
@@ -268,7 +268,3 @@ def _cut(counts: sparse.csr_matrix, shares: int) -> sparse.csr_matrix:
         starts.append(low)
     indptr = np.append(np.stack(starts, axis=1).ravel(), ends[-1:])
     return sparse.csr_matrix((counts.data, counts.indices, indptr), (counts.shape[0] * shares, counts.shape[1]))
-
-
-def _float(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.float()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from cfmvc_scvi._types import FlowContext
+from cfmvc_scvi._constants import CP10K
 from cfmvc_scvi.cells.table import CellTable
 
 #: Code of a cell type that was not in training.
@@ -42,13 +42,9 @@ def with_nearest_labels(cells: CellTable, profiles: np.ndarray, candidates: np.n
     chosen = cells.take(rows)
     codes = np.empty(len(rows), dtype=np.int64)
     for chunk in chosen.chunks(2048):
-        y = np.log1p(chosen.dense(chunk) / chosen.library[chunk, None] * 1e4).astype(np.float64)
+        y = np.log1p(chosen.dense(chunk) / chosen.library[chunk, None] * CP10K).astype(np.float64)
         # the length of a cell's vector does not change which type is nearest
         codes[chunk] = candidates[np.argmax((y - y.mean(axis=1, keepdims=True)) @ directions.T, axis=1)]
-    categorical = cells.context.categorical.clone()
-    categorical[rows, 1] = categorical.new_tensor(codes)
-    return replace(cells, context=_with_categorical(cells.context, categorical)), unknown
-
-
-def _with_categorical(context: FlowContext, categorical) -> FlowContext:
-    return FlowContext(categorical, context.continuous, context.spatial)
+    known = cells.context.labels.clone()
+    known[rows] = known.new_tensor(codes)
+    return replace(cells, context=replace(cells.context, labels=known)), unknown

@@ -20,9 +20,10 @@ MIN_IMBALANCE = 0.3
 
 def strata(context: FlowContext) -> np.ndarray:
     """Code of every cell's batch and further categorical covariates, the cell type left out; shape (n_cells,)."""
-    table = np.delete(context.categorical.numpy(), 1, axis=1)
-    levels = table.max(axis=0) + 1
-    return np.ravel_multi_index(table.T, levels) if len(table) else np.zeros(0, dtype=np.int64)
+    columns = [codes.numpy() for codes in context.strata_codes]
+    if not len(context):
+        return np.zeros(0, dtype=np.int64)
+    return np.ravel_multi_index(columns, [codes.max() + 1 for codes in columns])
 
 
 def imbalance(code: np.ndarray, control: np.ndarray) -> float:

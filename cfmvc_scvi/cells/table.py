@@ -207,12 +207,15 @@ class CellReader:
         return _Annotations(adata.obs.iloc[rows], None if spatial is None else np.asarray(spatial)[rows])
 
     def _context(self, cells: _Annotations, batch: str | None, allow_unknown: bool) -> FlowContext:
-        codes = [
-            self._codes(cells, self.keys.batch_key, self._batches, "batch", default=batch),
-            self._codes(cells, self.keys.labels_key, self._labels, "cell type", allow_unknown=allow_unknown),
-        ]
-        codes += [self._codes(cells, key, levels, "covariate") for key, levels in self._covariates.items()]
-        return FlowContext(torch.as_tensor(np.stack(codes, axis=1)), self._continuous(cells), self._spatial(cells))
+        labels = self._codes(cells, self.keys.labels_key, self._labels, "cell type", allow_unknown=allow_unknown)
+        further = [self._codes(cells, key, levels, "covariate") for key, levels in self._covariates.items()]
+        return FlowContext(
+            batch=torch.as_tensor(self._codes(cells, self.keys.batch_key, self._batches, "batch", default=batch)),
+            labels=torch.as_tensor(labels),
+            further=torch.as_tensor(np.stack(further, axis=1)) if further else None,
+            continuous=self._continuous(cells),
+            spatial=self._spatial(cells),
+        )
 
     def _codes(
         self,

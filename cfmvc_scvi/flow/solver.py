@@ -19,6 +19,11 @@ class Solver(ABC):
     #: Order of the global error in the step width; ``None`` where the step adapts to a tolerance.
     order: int | None
 
+    @property
+    def key(self) -> tuple[str, int | None]:
+        """What identifies the method and its steps."""
+        return type(self).__name__, getattr(self, "n_steps", None)
+
     @abstractmethod
     def integrate(self, velocity: Velocity, z: Tensor, t0: float = 0.0, t1: float = 1.0) -> Tensor:
         """Solution at ``t1`` of the points ``z`` (n, d) at ``t0``.

@@ -4,8 +4,70 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
+from scvi.distributions import NegativeBinomial as ScviNegativeBinomial
+from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
+
+from cfmvc_scvi._constants import CP10K
+from cfmvc_scvi._types import CountBatch
+from cfmvc_scvi.likelihood.base import Likelihood
+from cfmvc_scvi.likelihood.fused_loss import reconstruction_loss
+
+#: Bounds of the log of the inverse dispersion.
+_LOG_THETA = (-12.0, 12.0)
+
+
+class NegativeBinomial(Likelihood):
+    r"""Negative binomial with an inverse dispersion :math:`\theta` per gene: variance = mean + mean² / theta.
+
+    Attributes
+    ----------
+    log_theta
+        Log of theta, shape (n_genes,); it is read within [-12, 12].
+    """
+
+    def __init__(self, n_genes: int) -> None:
+        super().__init__(n_genes)
+        self.log_theta = nn.Parameter(torch.zeros(n_genes))
+
+    @property
+    def bounded_log_theta(self) -> Tensor:
+        """Log of :attr:`theta`, kept within [-12, 12]."""
+        return self.log_theta.clamp(*_LOG_THETA)
+
+    @property
+    def theta(self) -> Tensor:
+        """Inverse dispersion per gene, shape (n_genes,)."""
+        return self.bounded_log_theta.exp()
+
+    def log_prob(self, x: Tensor, log_mean: Tensor) -> Tensor:
+        """See :meth:`Likelihood.log_prob`."""
+        return nb_log_prob(x, log_mean, self.theta)
+
+    def distribution(self, mean: Tensor, share: Tensor) -> ScviNegativeBinomial:
+        """See :meth:`Likelihood.distribution`."""
+        return ScviNegativeBinomial(mu=mean, theta=self.theta, scale=share)
+
+    def reconstruction_loss(self, features: Tensor, output: nn.Linear, batch: CountBatch, *, panel: bool) -> Tensor:
+        """See :meth:`Likelihood.reconstruction_loss`; here in one function with its gradient."""
+        return reconstruction_loss(features, output.weight, output.bias, self.bounded_log_theta, batch, panel=panel)
+
+    def expected_lognorm(self, mean: np.ndarray, library: np.ndarray) -> np.ndarray:
+        """See :meth:`Likelihood.expected_lognorm`."""
+        return expected_lognorm(mean, self._theta(), library)
+
+    def draw(self, mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """See :meth:`Likelihood.draw`."""
+        return draw_nb(mean, self._theta(), rng)
+
+    def draw_counterfactual(
+        self, x: np.ndarray, mean0: np.ndarray, log_ratio: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """See :meth:`Likelihood.draw_counterfactual`, and :func:`counterfactual_mean` for what is drawn."""
+        return draw_counterfactual(x, mean0, log_ratio, self._theta(), rng)
+
+    def _theta(self) -> np.ndarray:
+        return self.theta.detach().cpu().numpy()
 
 
 def nb_log_prob(x: Tensor, log_mean: Tensor, theta: Tensor) -> Tensor:
@@ -107,7 +169,7 @@ def expected_lognorm(mean: np.ndarray, theta: np.ndarray, library: np.ndarray, n
     """
     mean = mean.astype(np.float64)
     theta = theta.astype(np.float64)
-    per_count = 1e4 / library[:, None].astype(np.float64)
+    per_count = CP10K / library[:, None].astype(np.float64)
     odds = mean / (mean + theta)
     mass = np.exp(-theta * np.log1p(mean / theta))
     total, first, second = mass.copy(), np.zeros_like(mean), np.zeros_like(mean)

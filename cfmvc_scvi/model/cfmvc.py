@@ -2,56 +2,33 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
-import torch
 from anndata import AnnData
-from scvi import REGISTRY_KEYS, settings
+from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
-from scvi.model.base import BaseModelClass
 
 from cfmvc_scvi._constants import AUTO, CFMVC_KEYS
-from cfmvc_scvi.cells.table import CellReader, categories
-from cfmvc_scvi.model.effects import EffectMixin
-from cfmvc_scvi.model.inspect import InspectionMixin
 from cfmvc_scvi.model.persist import PersistenceMixin
 from cfmvc_scvi.model.programs import ProgramMixin
 from cfmvc_scvi.model.report import ReportMixin
-from cfmvc_scvi.model.represent import EmbeddingMixin
+from cfmvc_scvi.model.represent import RepresentationMixin
 from cfmvc_scvi.model.training import TrainingMixin
 from cfmvc_scvi.model.trajectory import TrajectoryMixin
-from cfmvc_scvi.module import CFMVCModule
 from cfmvc_scvi.prediction.generate import GenerationMixin
-from cfmvc_scvi.prediction.predict import PredictionMixin
-from cfmvc_scvi.registration.checks import check_anndata, validate, warn_of_design
-from cfmvc_scvi.registration.fields import make_fields, vocabulary_state
-from cfmvc_scvi.registration.keys import (
-    SetupKeys,
-    build_vocabulary,
-    has_presence_matrix,
-    registered_conditions,
-    resolve_keys,
-)
-from cfmvc_scvi.registration.vocabulary import PerturbationVocabulary
-
-logger = logging.getLogger(__name__)
+from cfmvc_scvi.registration.registration import Registration
 
 
 class CFMVC(
     TrainingMixin,
-    EmbeddingMixin,
-    EffectMixin,
-    ProgramMixin,
-    TrajectoryMixin,
+    RepresentationMixin,
     ReportMixin,
-    PredictionMixin,
+    TrajectoryMixin,
     GenerationMixin,
-    InspectionMixin,
+    ProgramMixin,
     PersistenceMixin,
-    BaseModelClass,
 ):
     r"""Counterfactual single-cell expression under perturbation, by conditional flow matching.
 
@@ -96,9 +73,6 @@ class CFMVC(
     >>> predicted = model.predict_perturbation(perturbation="P1")
     """
 
-    _module_cls = CFMVCModule
-    dose_response_: dict[str, dict[str, float]] | None = None
-
     def __init__(
         self,
         adata: AnnData | None = None,
@@ -140,11 +114,6 @@ class CFMVC(
         )
         self.flow_source = flow_source
         self.coupling = coupling
-        self.is_vae_trained_ = False
-        self.is_flow_trained_ = False
-        self.trained_conditions_ = None
-        self.split_ = None
-        self.calibration_ = None
         self._model_summary_string = (
             f"CFMVC with n_latent: {n_latent}, n_latent_technical: {n_latent_technical}, n_basis: {n_basis}, "
             f"flow_source: {flow_source}, coupling: {coupling}, perturbations: {len(self.vocabulary.names)}"
@@ -227,9 +196,9 @@ class CFMVC(
             When there is no perturbation column, the control is not clear, values are missing, or the counts are not
             counts.
         """
-        check_anndata(adata)
-        keys = resolve_keys(
+        registration = Registration.of(
             adata,
+            is_new=kwargs.get("source_registry") is None,
             layer=layer,
             batch_key=batch_key,
             labels_key=labels_key,
@@ -243,60 +212,12 @@ class CFMVC(
             continuous_covariate_keys=continuous_covariate_keys,
             size_factor_key=size_factor_key,
             allow_noncounts=allow_noncounts,
-            from_registry=kwargs.get("source_registry") is not None,
         )
-        is_new = kwargs.get("source_registry") is None
-        validate(adata, keys, is_new=is_new)
-        setup_method_args = cls._get_setup_method_args(cls=cls, adata=adata, **asdict(keys))
-        fields = make_fields(
-            keys,
-            lambda data: build_vocabulary(data, keys),
-            presence_matrix=has_presence_matrix(adata, keys.perturbation_key),
-        )
-        manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+        setup_method_args = cls._get_setup_method_args(cls=cls, adata=adata, **asdict(registration.keys))
+        manager = AnnDataManager(fields=registration.fields(), setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
-        if is_new:
-            vocabulary = PerturbationVocabulary.from_registry(vocabulary_state(manager.registry["field_registries"]))
-            warn_of_design(adata, keys, *registered_conditions(adata, keys, vocabulary))
-
-    # ---- what the registration says ---------------------------------------------------------------------------
-
-    @property
-    def setup_keys(self) -> SetupKeys:
-        """Where each field is found in an AnnData."""
-        return SetupKeys(**self.registry["setup_args"])
-
-    @property
-    def vocabulary(self) -> PerturbationVocabulary:
-        """Perturbations of the training data and their vectors."""
-        return PerturbationVocabulary.from_registry(vocabulary_state(self._field_registries), self.dose_response_)
-
-    @property
-    def cell_types(self) -> list[str]:
-        """Cell types of the training data, in the order of their codes."""
-        return categories(self._field_registries, REGISTRY_KEYS.LABELS_KEY)
-
-    @property
-    def batches(self) -> list[str]:
-        """Batches of the training data, in the order of their codes."""
-        return categories(self._field_registries, REGISTRY_KEYS.BATCH_KEY)
-
-    @property
-    def _field_registries(self) -> dict[str, Any]:
-        return self.registry["field_registries"]
-
-    @property
-    def _seed(self) -> int:
-        return 0 if settings.seed is None else int(settings.seed)
 
     def _covariate_levels(self) -> list[int]:
         state = self._field_registries.get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
         return [int(n) for n in state.get("n_cats_per_key", [])]
-
-    def _reader(self) -> CellReader:
-        return CellReader(self._field_registries, self.get_var_names(), self.setup_keys)
-
-    @property
-    def _device(self) -> torch.device:
-        return next(self.module.parameters()).device

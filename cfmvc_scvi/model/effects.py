@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.stats import norm
 
-from cfmvc_scvi.calibration.calibration import GP_WEIGHT
+from cfmvc_scvi.calibration import ObservedEffects
 from cfmvc_scvi.calibration.populations import Populations
-from cfmvc_scvi.calibration.process import EffectGP, MeanEffects
-from cfmvc_scvi.calibration.process_error import Conditions, Misfit, effect_error, find_misfit
+from cfmvc_scvi.calibration.process import MeanEffects
+from cfmvc_scvi.calibration.process_error import find_misfit
 from cfmvc_scvi.cells.latents import LatentCache
 from cfmvc_scvi.cells.table import unknown_level_message
-from cfmvc_scvi.likelihood.negative_binomial import expected_lognorm
-from cfmvc_scvi.registration.keys import registered_conditions
+from cfmvc_scvi.prediction.request import RequestMixin, default_solver
+from cfmvc_scvi.prediction.support import SupportMixin
 from cfmvc_scvi.registration.vocabulary import Condition
 
 
-class EffectMixin:
-    """Gene effects of :class:`~cfmvc_scvi.CFMVC`."""
+class EffectMixin(RequestMixin, SupportMixin):
+    """Gene effects of :class:`~cfmvc_scvi.CFMVC`.
 
-    #: Effects observed in the training populations and what the process lacks of them, made at the first use.
-    effect_errors_: dict[str, Any] | None = None
+    Relies on the reading of requests, on the support of conditions and on the model's calibration.
+    """
 
     def get_perturbation_effect(
         self,
@@ -97,11 +94,10 @@ class EffectMixin:
         [request] = self._requests([perturbation], dosage, None)
         condition = request.condition
         codes = self._label_codes(labels)
-        saved = self._effect_errors()
-        n_control = saved["n_control"][codes]
+        n_control = self._observed_effects().n_control[codes]
         weights = n_control / n_control.sum() if n_control.any() else np.full(len(codes), 1.0 / len(codes))
         mean, variance = self._effect_moments(condition, codes, weights)
-        floor = -(weights @ self.calibration_["profiles"][codes])
+        floor = -(weights @ self.calibration_.state.profiles[codes])
         table = effect_table(mean, np.sqrt(variance), floor, level=level, min_change=min_change, fdr=fdr)
         table.index = pd.Index(self.get_var_names(), name="gene")
         table.attrs = {
@@ -121,31 +117,14 @@ class EffectMixin:
         self, condition: Condition, codes: np.ndarray, weights: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance (n_genes,) of the effect averaged over cell types with these weights."""
-        profiles = self.calibration_["profiles"]
         if condition.is_control:
-            zero = np.zeros(profiles.shape[1])
+            zero = np.zeros(self.calibration_.state.profiles.shape[1])
             return zero, zero
-        saved = self._effect_errors()
-        gp = EffectGP.from_dict(self.calibration_["gp"])
-        members = np.repeat(self.vocabulary.encode_members([condition]), len(codes), axis=0)
-        queries = Conditions(members, codes)
-        error = effect_error(gp, MeanEffects(**saved["effects"]), queries, Misfit(saved["misfit"]))
-        latent = np.stack([self._latent_effect(members[0].sum(axis=0), int(code)) for code in codes])
-        estimate = np.maximum((1.0 - GP_WEIGHT) * latent + GP_WEIGHT * error.mean, -profiles[codes])
+        estimate = self.calibration_.mean_effects(condition, codes, default_solver())
+        error = self.calibration_.effect_error(condition, codes)
         variance = np.einsum("c,gcd,d->g", weights, error.process + error.noise, weights)
         disagreement = weights @ (estimate - error.mean)
         return weights @ estimate, variance + disagreement**2
-
-    @torch.inference_mode()
-    def _latent_effect(self, p: np.ndarray, code: int) -> np.ndarray:
-        """Mean effect (n_genes,) by the latent path, over the control cells that stand for a cell type."""
-        call = self._make_call("lognorm", 1, None, None, None, None)
-        cells = self._reference_cells(code, call)
-        vectors = torch.from_numpy(p).expand(len(cells.z), -1).to(self._device)
-        moved = self.module.transport(cells.z, vectors, cells.context, call.solver, cells.flow)
-        share = np.exp(self.module.decoder(moved, cells.technical).cpu().numpy())
-        after = expected_lognorm(share * cells.library[:, None], self._theta(), cells.library)
-        return after.mean(axis=0) - cells.level
 
     def _label_codes(self, labels: str | Sequence[str] | None) -> np.ndarray:
         if labels is None:
@@ -156,35 +135,27 @@ class EffectMixin:
             raise ValueError(unknown_level_message("cell type", "`labels`", unknown, self.cell_types))
         return np.array([self.cell_types.index(label) for label in wanted])
 
-    def _calibrate(self, *args: Any) -> None:
-        self.effect_errors_ = None  # those of an earlier training
-        super()._calibrate(*args)
-
-    def _effect_errors(self) -> dict[str, Any]:
-        """Observed effects of the training populations and the misfit of the process; kept."""
-        if self.effect_errors_ is None:
-            if self.calibration_["gp"] is None:
+    def _observed_effects(self) -> ObservedEffects:
+        """Observed effects of the training populations and the misfit of the process; kept with the calibration."""
+        state = self.calibration_.state
+        if state.observed is None:
+            if state.process is None:
                 raise RuntimeError(
                     "No perturbation has enough training cells in a cell type with enough control cells, so nothing is "
                     "known about the uncertainty of its effect."
                 )
             self._require_adata("give perturbation effects for the first time")
-            self.effect_errors_ = self._observe_effects()
-        return self.effect_errors_
-
-    def _observe_effects(self) -> dict[str, Any]:
-        cells = self._cells(None)
-        condition, conditions = registered_conditions(self.adata, self.setup_keys, self.vocabulary)
-        rows = self._fitted_rows()
-        labels = cells.context.labels.numpy()[rows]
-        populations = Populations.of(LatentCache(cells, None, condition, conditions), rows, len(self.cell_types))
-        members = self.vocabulary.encode_members(conditions)[populations.condition]
-        effects = MeanEffects(populations.effect, populations.variance, members, populations.label)
-        return {
-            "effects": asdict(effects),
-            "n_control": np.bincount(labels[condition[rows] == 0], minlength=len(self.cell_types)),
-            "misfit": find_misfit(EffectGP.from_dict(self.calibration_["gp"]), effects).kappa,
-        }
+            cells, rows, found = self._cells(None), self._fitted_rows, self._conditions_of(self.adata)
+            cache = LatentCache(cells, None, found.code, found.conditions)
+            populations = Populations.of(cache, rows, len(self.cell_types))
+            members = self.vocabulary.encode_members(found.conditions)[populations.condition]
+            effects = MeanEffects(populations.effect, populations.variance, members, populations.label)
+            labels = cells.context.labels.numpy()[rows]
+            n_control = np.bincount(labels[found.code[rows] == 0], minlength=len(self.cell_types))
+            observed = ObservedEffects(effects, n_control, find_misfit(state.process, effects))
+            self.calibration_.observe(observed)
+            return observed
+        return state.observed
 
 
 def effect_table(

@@ -9,12 +9,16 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
-from cfmvc_scvi.prediction.request import PredictionCall
+from cfmvc_scvi.prediction.request import RequestMixin, default_solver
+from cfmvc_scvi.prediction.support import SupportMixin
 from cfmvc_scvi.registration.vocabulary import Condition
 
 
-class InspectionMixin:
-    """Inspection of :class:`~cfmvc_scvi.CFMVC`."""
+class InspectionMixin(RequestMixin, SupportMixin):
+    """Inspection of :class:`~cfmvc_scvi.CFMVC`.
+
+    Relies on the calibration's reference cells, the support of conditions and the reading of requests.
+    """
 
     def get_perturbation_embedding(
         self, perturbation: Sequence[str] | pd.DataFrame | None = None, *, dosage: float | str | None = None
@@ -44,24 +48,20 @@ class InspectionMixin:
         else:
             asked = [request.condition for request in self._requests(perturbation, dosage, None)]
         conditions = [control, *(condition for condition in asked if not condition.is_control)]
-        call = self._make_call("latent", 1, None, None, None, None)
-        values = np.stack([self._mean_move(condition, call) for condition in conditions])
+        values = np.stack([self._mean_move(condition) for condition in conditions])
         index = pd.Index([condition.label for condition in conditions], name="perturbation")
         return pd.DataFrame(values, index=index, columns=[f"z_int_{i}" for i in range(values.shape[1])])
 
     def _reference_condition(self, name: str) -> Condition:
         return Condition(name, (name,), (self.vocabulary.reference_dose.get(name, 1.0),))
 
-    @torch.inference_mode()
-    def _mean_move(self, condition: Condition, call: PredictionCall) -> np.ndarray:
+    def _mean_move(self, condition: Condition) -> np.ndarray:
         """Mean displacement (n_latent,) of the cells that stand for the cell types."""
-        p = torch.from_numpy(self.vocabulary.encode([condition])).to(self._device)
+        p, solver = self.vocabulary.encode([condition])[0], default_solver()
         moves = []
         for label in self._types_with_controls():
-            cells = self._reference_cells(int(label), call)
-            vectors = p.expand(len(cells.z), -1)
-            moved = self.module.transport(cells.z, vectors, cells.context, call.solver, cells.flow)
-            moves.append((moved - cells.z).mean(dim=0))
+            cells = self.calibration_.reference(int(label), solver)
+            moves.append((cells.moved(p, self.module, solver) - cells.z).mean(dim=0))
         return torch.stack(moves).mean(dim=0).cpu().numpy()
 
     def get_effect_coefficients(self) -> pd.DataFrame:
@@ -75,7 +75,7 @@ class InspectionMixin:
         labels = [self.vocabulary.control_label, *sorted(self.vocabulary.names)]
         types = sorted(self.cell_types)
         p = self._vectors(labels).repeat_interleave(len(types), dim=0)
-        codes = torch.tensor([self.cell_types.index(name) for name in types], device=self._device).repeat(len(labels))
+        codes = torch.tensor([self.cell_types.index(name) for name in types], device=p.device).repeat(len(labels))
         with torch.inference_mode():
             alpha = self.module.coefficients(p, codes).cpu().numpy()
         index = pd.MultiIndex.from_product([labels, types], names=["perturbation", "cell_type"])
@@ -107,10 +107,10 @@ class InspectionMixin:
         p = self._vectors([self.vocabulary.control_label if perturbation is None else perturbation])
         base, effect = [], []
         for rows in cells.chunks(4096):
-            z = self.module.standardize(posterior.mean[rows].to(self._device))
-            context = cells.context[rows].to(self._device)
+            z = self.module.standardize(posterior.mean[rows].to(self.module.device))
+            context = cells.context[rows].to(self.module.device)
             with torch.inference_mode():
-                times = torch.full((len(z),), float(t), device=self._device)
+                times = torch.full((len(z),), float(t), device=self.module.device)
                 parts = self.module.velocity(z, times, context, p.expand(len(z), -1))
             base.append((parts.base * self.module.flow_scale).cpu().numpy())
             effect.append((parts.effect * self.module.flow_scale).cpu().numpy())
@@ -121,4 +121,4 @@ class InspectionMixin:
         parsed = [self.vocabulary.parse(label) for label in labels]
         reference = self.vocabulary.reference_dose
         conditions = [Condition(c.label, c.members, tuple(reference.get(m, 1.0) for m in c.members)) for c in parsed]
-        return torch.from_numpy(self.vocabulary.encode(conditions)).to(self._device)
+        return torch.from_numpy(self.vocabulary.encode(conditions)).to(self.module.device)

@@ -13,10 +13,11 @@ from anndata import AnnData
 from scvi import settings
 from scvi.model.base import BaseModelClass
 
+from cfmvc_scvi._base import ModelBase
 from cfmvc_scvi._compat import parse_device, read_pickled_model
+from cfmvc_scvi.calibration.calibration import CalibrationState, make_calibration
 from cfmvc_scvi.io.archive import (
     archive_exists,
-    check_attribute_names,
     check_file,
     read_archive,
     read_head,
@@ -25,10 +26,14 @@ from cfmvc_scvi.io.archive import (
 from cfmvc_scvi.io.files import atomic_write, h5ad_size, require_space
 
 _ARCHIVE, _PICKLE, _DATA = "model", "model.pt", "adata.h5ad"
+#: Attributes of scvi-tools' base class that belong to a saved model.
+_OF_SCVI = ("registry_", "init_params_", "history_", "run_name_", "run_id_")
 
 
-class PersistenceMixin:
+class PersistenceMixin(ModelBase):
     """Saving and loading of :class:`~cfmvc_scvi.CFMVC`.
+
+    Relies on :class:`~cfmvc_scvi._base.ModelBase` alone: its list of state attributes.
 
     A saved model holds the counts of up to 128 control cells per cell type, which the calibration stands on.
     """
@@ -99,8 +104,10 @@ class PersistenceMixin:
         (folder / f"{prefix}{_PICKLE}").unlink(missing_ok=True)  # of an earlier save, which this one replaces
 
     def _saved_attributes(self) -> dict[str, Any]:
-        """Attributes that belong to a saved model: as in scvi-tools, those whose name ends with an underscore."""
-        return {name: value for name, value in self._get_user_attributes() if name.endswith("_")}
+        """State of the model and what scvi-tools keeps of it, as plain containers."""
+        state = self._get_state() | {name: getattr(self, name) for name in _OF_SCVI}
+        calibration = state["calibration_"]
+        return state | {"calibration_": None if calibration is None else calibration.state.to_saved()}
 
     @classmethod
     def load(
@@ -188,12 +195,16 @@ class PersistenceMixin:
     @classmethod
     def _restore(cls, adata: AnnData | None, registry: dict, attributes: dict[str, Any]) -> BaseModelClass:
         """A model with its attributes, from the arguments it was made with."""
-        check_attribute_names(attributes)
         init = attributes.pop("init_params_")
         variable = {name: value for group in init["kwargs"].values() for name, value in group.items()}
         model = cls(adata, registry=registry, **init["non_kwargs"], **variable)
-        for name, value in attributes.items():
-            setattr(model, name, value)
+        of_scvi = {name: attributes.pop(name) for name in _OF_SCVI if name in attributes}
+        calibration = attributes.pop("calibration_")
+        model._set_state(attributes)
+        vars(model).update(of_scvi)
+        if calibration is not None:
+            state = CalibrationState.from_saved(calibration)
+            model.calibration_ = make_calibration(state, model.module, model.vocabulary)
         return model
 
     @staticmethod

@@ -5,15 +5,21 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 
-from cfmvc_scvi._types import FlowContext
+from cfmvc_scvi._constants import CP10K
+from cfmvc_scvi.calibration.reference import ReferenceCells
 from cfmvc_scvi.cells.table import unknown_level_message
-from cfmvc_scvi.model.trajectory import velocity_of
+from cfmvc_scvi.flow import Solver
+from cfmvc_scvi.model.inspect import InspectionMixin
+from cfmvc_scvi.prediction.request import default_solver
 
 
-class ProgramMixin:
-    """Effect programs of :class:`~cfmvc_scvi.CFMVC`."""
+class ProgramMixin(InspectionMixin):
+    """Effect programs of :class:`~cfmvc_scvi.CFMVC`.
+
+    Relies on the effect coefficients of :class:`~cfmvc_scvi.model.inspect.InspectionMixin` and on the calibration's
+    reference cells.
+    """
 
     def get_effect_basis(
         self, labels: str | None = None, *, n_top: int | None = None, step: float | None = None
@@ -71,29 +77,20 @@ class ProgramMixin:
     @torch.inference_mode()
     def _decode_basis(self, code: int, steps: np.ndarray) -> np.ndarray:
         """Mean change (n_basis, n_genes) of reference cells per unit of each coefficient."""
-        cells = self._reference_cells(code, self._make_call("latent", 1, None, None, None, None))
+        solver = default_solver()
+        cells = self.calibration_.reference(code, solver)
         changes = []
-        for k, step in enumerate(steps):
-            up, down = (self._carry(cells.z, cells.context, k, sign * float(step)) for sign in (1.0, -1.0))
-            y_up, y_down = (
-                np.log1p(1e4 * self.module.decoder(end, cells.technical).exp().cpu().numpy()) for end in (up, down)
-            )
-            changes.append((y_up - y_down).mean(axis=0) / (2.0 * step))
+        for k, step in enumerate(steps.tolist()):
+            up, down = (self._level_along(cells, k, sign * step, solver) for sign in (1.0, -1.0))
+            changes.append((up - down).mean(axis=0) / (2.0 * step))
         return np.stack(changes)
 
-    def _carry(self, z: Tensor, context: FlowContext, basis: int, coefficient: float) -> Tensor:
-        """Latents carried along one basis field."""
-        module = self.module
-        solver = self._make_call("latent", 1, None, None, None, None).solver
-        encoded = module.encode_context(context)
-        alpha = torch.zeros(len(z), module.flow_field.n_basis, device=z.device)
-        still = velocity_of(module, encoded, alpha.clone())
+    def _level_along(self, cells: ReferenceCells, basis: int, coefficient: float, solver: Solver) -> np.ndarray:
+        """Decoded log1p CP10k (n, n_genes) of cells that are carried along one basis field."""
+        alpha = torch.zeros(len(cells.z), self.module.flow_field.n_basis, device=cells.z.device)
         alpha[:, basis] = coefficient
-        start = module.standardize(z)
-        if self.flow_source == "noise":
-            start = solver.integrate(still, start, 1.0, 0.0)
-        moved = solver.integrate(velocity_of(module, encoded, alpha), start)
-        return z + (moved - solver.integrate(still, start)) * module.flow_scale
+        end = cells.z + self.module.displacement(alpha, cells.flow, solver)
+        return np.log1p(CP10K * cells.decoded(end, self.module).exp().numpy())
 
 
 def rank_genes(table: pd.DataFrame, n_top: int) -> pd.DataFrame:

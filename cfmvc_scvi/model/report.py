@@ -15,8 +15,9 @@ from scipy.stats import norm
 
 from cfmvc_scvi import metrics, pl
 from cfmvc_scvi.calibration.change import lognorm_expression
+from cfmvc_scvi.model.effects import EffectMixin
 from cfmvc_scvi.pl._page import Page
-from cfmvc_scvi.registration.keys import registered_conditions
+from cfmvc_scvi.prediction.predict import PredictionMixin
 from cfmvc_scvi.registration.vocabulary import Condition, UnknownPerturbationError
 
 #: Training contexts with fewer cells do not enter the baselines; conditions with fewer real cells are skipped.
@@ -59,8 +60,11 @@ class HeldOut:
     coverage: float = float("nan")
 
 
-class ReportMixin:
-    """Reports of :class:`~cfmvc_scvi.CFMVC`."""
+class ReportMixin(PredictionMixin, EffectMixin):
+    """Reports of :class:`~cfmvc_scvi.CFMVC`.
+
+    Relies on predictions, their support and the intervals of effects.
+    """
 
     def report(
         self,
@@ -143,10 +147,12 @@ class ReportMixin:
     def _held_out(self, real: AnnData, skipped: list[str]) -> Iterator[HeldOut]:
         """Every condition and cell type of the real cells, predicted."""
         keys = self.setup_keys
-        found, conditions = registered_conditions(real, keys, self.vocabulary)
+        asked = self._conditions_of(real)
+        found, conditions = asked.code, asked.conditions
         types = np.full(real.n_obs, self.cell_types[0]) if keys.labels_key is None else real.obs[keys.labels_key]
         types = np.asarray(types).astype(str)
-        registered, known = registered_conditions(self.adata, keys, self.vocabulary)
+        own = self._conditions_of(self.adata)
+        registered, known = own.code, own.conditions
         of_type = self._cells(None).context.labels.numpy()
         for code, kind in sorted(set(zip(found.tolist(), types.tolist(), strict=True))):
             condition = conditions[code]
@@ -210,7 +216,7 @@ class ReportMixin:
 
     def _held_out_coverage(self, held: HeldOut, level: float = 0.95) -> float:
         """Fraction of genes whose real change lies in the interval, the sampling error of the real cells included."""
-        if self.calibration_["gp"] is None:
+        if self.calibration_.state.process is None:
             return float("nan")
         dosage = None if self.setup_keys.dosage_key is None else _dose_text(self, held.condition)
         effect = self.get_perturbation_effect(held.condition.label, held.cell_type, dosage=dosage)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import functools
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from anndata import AnnData
-from scvi import settings
 from scvi.model.base import RNASeqMixin, VAEMixin
 
-from cfmvc_scvi.cells.latents import CellPosterior
-from cfmvc_scvi.cells.table import ROW_UNIT, CellTable
+from cfmvc_scvi._base import ModelBase
+from cfmvc_scvi._compat import forget_registered
 from cfmvc_scvi.model.persist import align_genes
 
 
@@ -33,8 +31,11 @@ def _forgetting(name: str) -> Callable:
     return call
 
 
-class EmbeddingMixin(RNASeqMixin, VAEMixin):
-    """Latents of :class:`~cfmvc_scvi.CFMVC`; ELBO, reconstruction error and normalised expression are scvi-tools'."""
+class RepresentationMixin(RNASeqMixin, VAEMixin, ModelBase):
+    """Latents of :class:`~cfmvc_scvi.CFMVC`; ELBO, reconstruction error and normalised expression are scvi-tools'.
+
+    Relies on :class:`~cfmvc_scvi._base.ModelBase` alone: its cells, their encoding and its registration.
+    """
 
     get_elbo = _forgetting("get_elbo")
     get_reconstruction_error = _forgetting("get_reconstruction_error")
@@ -91,7 +92,7 @@ class EmbeddingMixin(RNASeqMixin, VAEMixin):
         """
         if adata is not None and adata is not self.adata:
             adata = align_genes(adata, self.get_var_names())
-            self._reader().read(adata)
+            self._reader.read(adata)
         return super()._validate_anndata(adata, **kwargs)
 
     def _forget_other_data(self, had_data: bool) -> None:
@@ -101,89 +102,7 @@ class EmbeddingMixin(RNASeqMixin, VAEMixin):
         """
         if self.adata_manager is None:
             return
-        own = self.adata_manager.adata_uuid
-        managers = self._per_instance_manager_store.get(self.id, {})
-        for other in set(managers) - ({own} if had_data else set()):
-            del managers[other]
-        if not had_data:
-            self._setup_adata_manager_store.pop(own, None)
-            self._adata = self._adata_manager = None
-
-    def _cells(
-        self,
-        adata: AnnData | None,
-        indices: Sequence[int] | None = None,
-        batch: str | None = None,
-        *,
-        allow_unknown: bool = False,
-    ) -> CellTable:
-        """Cells as the networks read them; nothing is written into the AnnData."""
-        if adata is None:
-            self._require_adata("use its cells")
-            adata = self.adata
-        read = functools.partial(self._reader().read, adata, batch=batch, allow_unknown=allow_unknown)
-        rows = None if indices is None else as_rows(indices, adata.n_obs)
-        # no counts at all would be refused: where no cell is asked for, all are checked
-        cells = read(rows=rows) if rows is None or len(rows) else read().take(rows)
-        if adata is not self.adata:
-            _warn_of_empty_cells(cells)
-        return cells
-
-    @torch.inference_mode()
-    def _encode(self, cells: CellTable, batch_size: int | None = None) -> CellPosterior:
-        """Posterior of both latents of every cell."""
-        self.module.eval()
-        n, module = len(cells), self.module
-        dims = (module.n_latent, module.n_latent, module.n_latent_technical, module.n_latent_technical)
-        # filled in place: kept pieces between the large arrays of every chunk would splinter the memory
-        whole = CellPosterior(*(torch.empty(n, dim) for dim in dims))
-        start = 0
-        for table, rows in _in_whole_units(cells, batch_size or settings.batch_size):
-            q, q_tech = module.posterior_of(table.batch(rows).to(self._device))
-            stop = min(start + rows.stop - rows.start, n)
-            whole.put(start, CellPosterior(q.loc, q.scale, q_tech.loc, q_tech.scale)[: stop - start])
-            start = stop
-        return whole
-
-
-def _in_whole_units(cells: CellTable, size: int) -> Iterator[tuple[CellTable, slice]]:
-    """Chunks of cells, in whole units of rows: only the cells that fill none are copied, and padded."""
-    whole = len(cells) // ROW_UNIT * ROW_UNIT
-    for rows in cells.chunks(size):
-        if rows.start < whole:
-            yield cells, slice(rows.start, min(rows.stop, whole))
-    if whole < len(cells):
-        yield cells.take(np.arange(whole, len(cells))).padded(), slice(0, ROW_UNIT)
-
-
-def as_rows(indices: Sequence[int], n_cells: int) -> np.ndarray:
-    """Integer rows of indices or of a boolean mask.
-
-    Raises
-    ------
-    IndexError
-        For a mask of another length or rows out of range.
-    """
-    rows = np.asarray(indices)
-    if rows.dtype == bool:
-        if len(rows) != n_cells:
-            raise IndexError(f"`indices` is a mask of length {len(rows)} for {n_cells} cells.")
-        return np.flatnonzero(rows)
-    rows = rows.astype(np.int64)
-    if len(rows) and (rows.min() < -n_cells or rows.max() >= n_cells):
-        raise IndexError(f"`indices` reach from {rows.min()} to {rows.max()}; there are {n_cells} cells.")
-    return rows % n_cells if n_cells else rows
-
-
-def _warn_of_empty_cells(cells: CellTable) -> None:
-    empty = np.flatnonzero(np.asarray(cells.counts.sum(axis=1)).ravel() == 0)
-    if len(empty):
-        warnings.warn(
-            f"{len(empty)} cells have no counts in the model's genes, e.g. {list(cells.obs.index[empty[:3]])}: what "
-            "comes out for them is a guess from their cell type. Leave them out.",
-            UserWarning,
-            stacklevel=settings.warnings_stacklevel,
-        )
+        forget_registered(self, keep_own=had_data)
 
 
 def _value(mean: torch.Tensor, scale: torch.Tensor, rng: np.random.Generator | None) -> np.ndarray:

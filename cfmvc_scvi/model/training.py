@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
 
+from cfmvc_scvi._base import MADE_ANEW, ModelBase
 from cfmvc_scvi._types import CellSplit
+from cfmvc_scvi.calibration import Calibration
 from cfmvc_scvi.calibration.populations import Populations
 from cfmvc_scvi.cells.count_loader import CountDataModule
 from cfmvc_scvi.cells.latents import LatentCache
@@ -16,8 +19,19 @@ from cfmvc_scvi.cells.split import split_cells
 from cfmvc_scvi.cells.table import CellTable
 from cfmvc_scvi.flow import get_coupling
 from cfmvc_scvi.module.initialize import initialize_linear_paths
-from cfmvc_scvi.registration.keys import registered_conditions
-from cfmvc_scvi.train import CheckpointFolder, FlowTrainingPlan, VAETrainingPlan, reject_unknown, run_stage
+from cfmvc_scvi.registration.dose import effects_of_doses, fit_dose_response
+from cfmvc_scvi.registration.fingerprint import data_fingerprint
+from cfmvc_scvi.train import (
+    CheckpointFolder,
+    FlowTrainingPlan,
+    ModelState,
+    StageArguments,
+    VAETrainingPlan,
+    reject_unknown,
+    run_stage,
+)
+from cfmvc_scvi.train.history import merge_histories
+from cfmvc_scvi.train.state import Stage
 
 #: Cells that the start values of stage 1 are computed from, and memory for their dense copy.
 _INIT_CELLS, _INIT_BYTES = 20_000, 256 * 2**20
@@ -25,19 +39,13 @@ _INIT_CELLS, _INIT_BYTES = 20_000, 256 * 2**20
 _ENCODE_CELLS = 1024
 #: Optimiser steps of each stage when the number of epochs is not given; the flow takes more for every perturbation.
 _VAE_STEPS, _FLOW_STEPS, _FLOW_STEPS_EACH = 900, 700, 20
-#: What may differ between a run and its continuation.
-_NOT_OF_A_RUN = {"self", "checkpoints", "checkpoint_dir", "resume", "accelerator", "devices", "callbacks", "logger"}
-_NOT_OF_A_RUN |= {
-    "enable_progress_bar",
-    "simple_progress_bar",
-    "progress_bar_refresh_rate",
-    "log_save_dir",
-    "data_on_device",
-}
 
 
-class TrainingMixin:
-    """Training of :class:`~cfmvc_scvi.CFMVC`."""
+class TrainingMixin(ModelBase):
+    """Training of :class:`~cfmvc_scvi.CFMVC`.
+
+    Relies on :class:`~cfmvc_scvi._base.ModelBase` alone: cells, their encoding and the state.
+    """
 
     def train(
         self,
@@ -131,12 +139,22 @@ class TrainingMixin:
         """Stage 1 alone, with the arguments of :meth:`train`; a flow trained before no longer fits and is dropped."""
         self._require_adata("train")
         checkpoints = CheckpointFolder.of(checkpoint_dir, resume)
-        resumed = self._begin(checkpoints, "vae", locals())
+        arguments = StageArguments(
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            early_stopping=early_stopping,
+            plan_kwargs=plan_kwargs,
+            seed=self._seed,
+            train_size=train_size,
+            validation_size=validation_size,
+            trainer=trainer_kwargs,
+        )
+        resumed = None if checkpoints is None else checkpoints.begin(self._training_state(), "vae", arguments)
         if resumed is not None and (resumed["stage"] == "flow" or resumed["finished"]):
             return
         if self.split_ is None or (resumed is None and (train_size is not None or validation_size is not None)):
             self._set_split(split_cells(self.adata.n_obs, train_size, validation_size, self._seed))
-        cells = self._reader().read(self.adata)
+        cells = self._reader.read(self.adata)
         if not self.is_vae_trained_ and resumed is None:
             self._initialize(cells, self._split.train)
         plan = VAETrainingPlan(self.module, **(plan_kwargs or {}))
@@ -144,6 +162,7 @@ class TrainingMixin:
         trainer_kwargs = _trainer_kwargs(trainer_kwargs, early_stopping, "elbo_validation", len(self._split.validation))
         stopped = run_stage(
             self,
+            self._training_state(),
             plan,
             data,
             stage="vae",
@@ -174,12 +193,20 @@ class TrainingMixin:
         """Stage 2 alone, on the split of stage 1; the VAE keeps every bit. The arguments are those of :meth:`train`."""
         self._require_adata("train")
         checkpoints = CheckpointFolder.of(checkpoint_dir, resume)
-        resumed = self._begin(checkpoints, "flow", locals())
+        arguments = StageArguments(
+            max_epochs=max_epochs,
+            batch_size=batch_size,
+            early_stopping=early_stopping,
+            plan_kwargs=plan_kwargs,
+            seed=self._seed,
+            trainer=trainer_kwargs,
+        )
+        resumed = None if checkpoints is None else checkpoints.begin(self._training_state(), "flow", arguments)
         self._require_vae("train the flow")
         if not self.vocabulary.names:
             raise ValueError("All cells are control cells: there is no perturbation for the flow to learn.")
         cache = self._cache_latents()
-        populations = Populations.of(cache, self._fitted_rows(), len(self.cell_types))
+        populations = Populations.of(cache, self._fitted_rows, len(self.cell_types))
         self._fit_doses(cache, populations)
         if resumed is not None and resumed["finished"]:
             self._finish_flow(cache, populations)
@@ -200,6 +227,7 @@ class TrainingMixin:
         )
         stopped = run_stage(
             self,
+            self._training_state(),
             plan,
             data,
             stage="flow",
@@ -216,23 +244,87 @@ class TrainingMixin:
 
     def _finish_flow(self, cache: LatentCache, populations: Populations) -> None:
         """What makes a flow usable once its weights are there."""
-        self._remember_conditions(cache)
-        self._calibrate(cache, populations)
+        self.trained_conditions_ = _trained_conditions(cache, self._split.train)
+        self.calibration_ = self._fit_calibration(cache, populations, "average")
         self.is_flow_trained_ = self.is_trained_ = True
+
+    def calibrate(self, estimator: str | None = "average") -> None:
+        """Calibrate a trained model anew, to another estimate of the mean effects; the networks stay as they are.
+
+        Parameters
+        ----------
+        estimator
+            ``"average"`` of the latent path's estimate and the Gaussian process's (what training ends with),
+            ``"latent"`` or ``"process"`` alone, the name of an estimator that was registered with
+            :func:`cfmvc_scvi.calibration.register_estimator`, or ``None``: decoded changes stay as they are.
+
+        Raises
+        ------
+        ValueError
+            For an unknown estimator.
+        RuntimeError
+            When the flow is not trained, or the model was loaded without data.
+        """
+        self._require_flow("be calibrated")
+        self._require_adata("calibrate it")
+        cache = self._latents()
+        populations = Populations.of(cache, self._fitted_rows, len(self.cell_types))
+        self.calibration_ = self._fit_calibration(cache, populations, estimator)
+
+    def _fit_calibration(self, cache: LatentCache, populations: Populations, estimator: str | None) -> Calibration:
+        return Calibration.fit(
+            cache,
+            self._fitted_rows,
+            populations,
+            self.module,
+            self.vocabulary,
+            estimator=estimator,
+            seed=self._seed,
+        )
+
+    def _fit_doses(self, cache: LatentCache, populations: Populations) -> None:
+        """Learn the response to doses from the populations, before anything is trained on it."""
+        if self.setup_keys.dosage_key is None:
+            return
+        keys = [cache.conditions[code].key for code in populations.condition]
+        effects = effects_of_doses(keys, populations.label, populations.effect, populations.variance)
+        curves = fit_dose_response(effects, self.vocabulary.reference_dose)
+        self.dose_response_ = {name: curve.to_dict() for name, curve in curves.items()}
 
     # ---- parts ------------------------------------------------------------------------------------------------
 
-    def _begin(self, checkpoints: CheckpointFolder | None, stage: str, arguments: dict[str, Any]) -> dict | None:
-        """State of a stage to go on from, put into the model; ``None`` where it starts anew."""
-        if checkpoints is None:
-            return None
-        named = arguments | arguments["trainer_kwargs"] | {"seed": self._seed}
-        of_run = {name: value for name, value in named.items() if name not in _NOT_OF_A_RUN | {"trainer_kwargs"}}
-        return checkpoints.begin(self, stage, of_run)
+    def _training_state(self) -> ModelState:
+        """What the stages may do to the state of this model."""
+        return ModelState(self._reset_stage, self._checkpoint_state, self._restore_checkpoint, self._identity)
 
-    @property
-    def _split(self) -> CellSplit | None:
-        return None if self.split_ is None else CellSplit(*self.split_)
+    def _reset_stage(self, stage: Stage) -> Callable[[], None]:
+        before = {name: getattr(self, name) for name in MADE_ANEW[stage]}
+        vars(self).update(MADE_ANEW[stage])
+        return lambda: vars(self).update(before)
+
+    def _checkpoint_state(self) -> dict[str, Any]:
+        state = self._get_state()
+        del state["calibration_"]  # made again from the latents
+        return state
+
+    def _restore_checkpoint(self, content: Mapping[str, Any]) -> None:
+        self._set_state(content["attributes"])
+        if self.split_ is not None:
+            self._set_split(CellSplit(*self.split_))
+        finished = content["finished"]
+        self.history_ = (
+            merge_histories(content["history"], content["stage_history"]) if finished else content["history"]
+        )
+        if content["stage"] == "flow" or finished:
+            self.is_vae_trained_ = True
+        self.module.load_state_dict(content["module"])
+
+    def _identity(self) -> dict[str, Any]:
+        init, data = self.init_params_, data_fingerprint(self.adata, self.setup_keys)
+        variable = {name: value for group in init["kwargs"].values() for name, value in group.items()}
+        named = {f"model argument `{name}`": value for name, value in (init["non_kwargs"] | variable).items()}
+        named |= {f"setup argument `{name}`": value for name, value in self.registry["setup_args"].items()}
+        return named | {f"the {name} of the data": value for name, value in data.items()}
 
     def _set_split(self, split: CellSplit) -> None:
         self.split_ = split.as_list()
@@ -244,7 +336,7 @@ class TrainingMixin:
         if len(rows) > n_most:
             rows = np.sort(np.random.default_rng(self._seed).choice(rows, n_most, replace=False))
         cells = cells.take(rows)
-        condition, _ = registered_conditions(self.adata, self.setup_keys, self.vocabulary)
+        condition = self._conditions_of(self.adata).code
         labels = cells.context.labels.numpy()
         group = np.unique(np.stack([labels, condition[rows]]), axis=1, return_inverse=True)[1].ravel()
         initialize_linear_paths(
@@ -258,34 +350,29 @@ class TrainingMixin:
 
     def _cache_latents(self) -> LatentCache:
         """Posterior of every registered cell, encoded once, with its condition; sets the flow's units."""
-        cells = self._reader().read(self.adata)
-        condition, conditions = registered_conditions(self.adata, self.setup_keys, self.vocabulary)
-        posterior = self._encode(cells, _ENCODE_CELLS)
-        cache = LatentCache(cells, posterior, condition, conditions)
-        if not (condition[self._split.train] == 0).any():
+        cache, train = self._latents(), self._split.train
+        if not (cache.condition[train] == 0).any():
             raise ValueError(
                 "There are no control cells among the training cells: train with a larger `train_size`, or check "
                 f"`control_group` ({list(self.vocabulary.control_group)})."
             )
-        train, spatial = self._split.train, cells.context.spatial
-        self.module.set_flow_units(posterior.mean[train], None if spatial is None else spatial[train])
+        spatial = cache.cells.context.spatial
+        self.module.set_flow_units(cache.posterior.mean[train], None if spatial is None else spatial[train])
         return cache
+
+    def _latents(self) -> LatentCache:
+        cells, found = self._reader.read(self.adata), self._conditions_of(self.adata)
+        return LatentCache(cells, self._encode(cells, _ENCODE_CELLS), found.code, found.conditions)
 
     def _flow_steps(self) -> int:
         return _FLOW_STEPS + _FLOW_STEPS_EACH * len(self.vocabulary.names)
 
-    def _require_adata(self, task: str) -> None:
-        if self.adata is None:
-            raise RuntimeError(f"This model was loaded without data: load it with `adata=` to {task}.")
 
-    def _require_vae(self, task: str) -> None:
-        if not self.is_vae_trained_:
-            raise RuntimeError(f"Train the model before you {task}: call `model.train()` or `model.train_vae()`.")
-
-    def _require_flow(self, task: str) -> None:
-        if not self.is_flow_trained_:
-            first = "`model.train_flow()`" if self.is_vae_trained_ else "`model.train()`"
-            raise RuntimeError(f"The flow is not trained, so the model cannot {task}: call {first}.")
+def _trained_conditions(cache: LatentCache, train: np.ndarray) -> list[tuple[Any, int]]:
+    """Key of every condition and code of every cell type that occur together among the training cells."""
+    labels = cache.cells.context.labels.numpy()[train]
+    pairs = sorted(set(zip(cache.condition[train].tolist(), labels.tolist(), strict=True)))
+    return [(cache.conditions[code].key, label) for code, label in pairs]
 
 
 def _epochs(steps: int, n_cells: int, batch_size: int) -> int:

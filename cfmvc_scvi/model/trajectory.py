@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import anndata as ad
 import numpy as np
 import torch
 from anndata import AnnData
-from torch import Tensor
 
-from cfmvc_scvi.module import CFMVCModule
-from cfmvc_scvi.prediction.predict import latent_var
+from cfmvc_scvi.prediction.output import latent_var
+from cfmvc_scvi.prediction.predict import PredictionMixin
+from cfmvc_scvi.prediction.request import PredictionCall
 
 
-class TrajectoryMixin:
-    """Interpolation of :class:`~cfmvc_scvi.CFMVC` along the flow."""
+class TrajectoryMixin(PredictionMixin):
+    """Interpolation of :class:`~cfmvc_scvi.CFMVC` along the flow.
+
+    Relies on :class:`~cfmvc_scvi.prediction.predict.PredictionMixin` for the cells and the annotations of the result.
+    """
 
     def get_trajectory(
         self,
@@ -74,18 +77,19 @@ class TrajectoryMixin:
             raise ValueError(
                 f"`perturbation` is missing: give one, for instance of {list(self.vocabulary.names[:10])}."
             )
-        call = self._make_call("latent", 1, solver, n_steps, batch_size, None)
+        call = PredictionCall.of("latent", solver=solver, n_steps=n_steps, batch_size=batch_size, seed=self._seed)
         requests = self._requests([perturbation], dosage, None)
-        p = torch.from_numpy(self.vocabulary.encode([requests[0].condition])).to(self._device)
+        p = torch.from_numpy(self.vocabulary.encode([requests[0].condition])).to(self.module.device)
         sources = self._sources(adata, indices, requests, call, "error")
         [source] = sources.values()
         padded, n_cells, posterior = source.cells, source.n_cells, source.posterior
         latents: list[list[np.ndarray]] = [[] for _ in times]
         for rows in padded.chunks(call.batch_size):
-            context = padded.context[rows].to(self._device)
-            z = posterior.mean[rows].to(self._device)
-            for found, t in zip(latents, times, strict=True):
-                moved = self._at_time(z, p.expand(len(z), -1), context, call.solver, float(t))
+            context = padded.context[rows].to(self.module.device)
+            z = posterior.mean[rows].to(self.module.device)
+            vectors, base = p.expand(len(z), -1), self.module.base_flow(z, context, call.solver)
+            for found, t in zip(latents, times.tolist(), strict=True):
+                moved = self.module.transport(z, vectors, context, call.solver, base, until=t)
                 found.append(moved.cpu().numpy())
         obs = self._result_obs(requests, sources, call)
         blocks = []
@@ -97,29 +101,3 @@ class TrajectoryMixin:
         result.obs_names_make_unique()
         result.uns["cfmvc"] = self._describe(call, requests) | {"times": times}
         return result
-
-    @torch.no_grad()
-    def _at_time(self, z: Tensor, p: Tensor, context, solver, t: float) -> Tensor:
-        """Latents (n, n_latent) at a time of the flow; the counterpart of the module's ``transport``."""
-        if t == 0.0 or bool((p == 0).all()):
-            return z
-        module = self.module
-        start = module.standardize(z)
-        encoded = module.encode_context(context)
-        alpha = module.coefficients(p, context.labels)
-        base = velocity_of(module, encoded, torch.zeros_like(alpha))
-        if self.flow_source == "noise":
-            start = solver.integrate(base, start, 1.0, 0.0)
-        still = solver.integrate(base, start, 0.0, t)
-        moved = solver.integrate(velocity_of(module, encoded, alpha), start, 0.0, t)
-        return z + (moved - still) * module.flow_scale
-
-
-def velocity_of(module: CFMVCModule, encoded: Tensor, alpha: Tensor) -> Callable[[Tensor, float], Tensor]:
-    """Velocity field of cells with these context vectors and effect coefficients, in the flow's units."""
-
-    def velocity(z: Tensor, t: float) -> Tensor:
-        times = torch.full((len(z),), t, dtype=z.dtype, device=z.device)
-        return module.flow_field(z, times, encoded, alpha).total
-
-    return velocity

@@ -6,23 +6,22 @@ from collections.abc import Sequence
 
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.distributions import NegativeBinomial
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from cfmvc_scvi._compat import MODULE_KEYS
+from cfmvc_scvi._constants import CP10K
 from cfmvc_scvi._types import CountBatch, FlowContext
 from cfmvc_scvi.flow import LinearPath, energy_distance
-from cfmvc_scvi.likelihood.fused_loss import reconstruction_loss
-from cfmvc_scvi.likelihood.negative_binomial import nb_log_prob
+from cfmvc_scvi.likelihood import get_likelihood
 from cfmvc_scvi.module.elbo import ElboTerms, draw_with_kl
 from cfmvc_scvi.module.transport import TransportMixin
 from cfmvc_scvi.nn import (
     ContextEncoder,
+    Decoder,
     Encoder,
     FlowField,
-    NBDecoder,
     PerturbationAdapter,
     Posterior,
     VelocityParts,
@@ -56,6 +55,8 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         Whether the cell type enters the effect coefficients, and the context of the velocity field.
     panel
         Whether genes outside the data share the library (a size factor is registered).
+    gene_likelihood
+        Distribution of the counts, a name in :data:`~cfmvc_scvi.likelihood.LIKELIHOODS`.
     energy_weight
         Weight of the energy distance between one-step end points and targets in stage 2.
     """
@@ -84,6 +85,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         labels_in_effect: bool = False,
         labels_in_context: bool = False,
         panel: bool = False,
+        gene_likelihood: str = "nb",
         energy_weight: float = 0.0,
     ) -> None:
         super().__init__()
@@ -91,7 +93,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         self.n_latent_technical = n_latent_technical
         self.n_batch = n_batch
         self.panel = panel
-        self.gene_likelihood = "nb"  # read by scvi-tools' get_likelihood_parameters
+        self.gene_likelihood = gene_likelihood  # read by scvi-tools' get_likelihood_parameters
         self.flow_source = flow_source
         self.kl_weights = (kl_weight_intrinsic, kl_weight_technical)
         self.energy_weight = energy_weight
@@ -101,7 +103,8 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         self.encoder = Encoder(
             n_input, n_latent, n_latent_technical, categories, n_continuous_cov, n_layers=n_layers, **shape
         )
-        self.decoder = NBDecoder(n_latent, n_latent_technical, n_input, n_layers=n_layers_decoder, panel=panel, **shape)
+        self.decoder = Decoder(n_latent, n_latent_technical, n_input, n_layers=n_layers_decoder, panel=panel, **shape)
+        self.likelihood = get_likelihood(gene_likelihood, n_input)
         self.tech_prior_mean = nn.Embedding(n_batch, n_latent_technical)
         self.tech_prior_logvar = nn.Embedding(n_batch, n_latent_technical)
         nn.init.normal_(self.tech_prior_mean.weight, std=0.5)
@@ -121,7 +124,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
     @property
     def vae_parts(self) -> list[nn.Module]:
         """Networks of stage 1."""
-        return [self.encoder, self.decoder, self.tech_prior_mean, self.tech_prior_logvar]
+        return [self.encoder, self.decoder, self.likelihood, self.tech_prior_mean, self.tech_prior_logvar]
 
     @property
     def flow_parts(self) -> list[nn.Module]:
@@ -131,15 +134,15 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
     # ---- stage 1 --------------------------------------------------------------------------------------------
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs) -> dict[str, Tensor | None]:
-        codes = [tensors[REGISTRY_KEYS.BATCH_KEY], tensors[REGISTRY_KEYS.LABELS_KEY]]
-        if REGISTRY_KEYS.CAT_COVS_KEY in tensors:
-            codes.append(tensors[REGISTRY_KEYS.CAT_COVS_KEY])
-        return {
-            "x": tensors[REGISTRY_KEYS.X_KEY],
-            "categorical": torch.cat(codes, dim=-1).long(),
-            "continuous": tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
-            "size_factor": tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY),
-        }
+        further = tensors.get(REGISTRY_KEYS.CAT_COVS_KEY)
+        context = FlowContext(
+            batch=tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1).long(),
+            labels=tensors[REGISTRY_KEYS.LABELS_KEY].squeeze(-1).long(),
+            further=None if further is None else further.long(),
+            continuous=tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
+        )
+        x, size_factor = tensors[REGISTRY_KEYS.X_KEY], tensors.get(REGISTRY_KEYS.SIZE_FACTOR_KEY)
+        return {"x": x, "context": context, "size_factor": size_factor}
 
     def _get_generative_input(self, tensors: dict[str, Tensor], inference_outputs: dict) -> dict:
         return {
@@ -153,8 +156,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
     def inference(
         self,
         x: Tensor,
-        categorical: Tensor,
-        continuous: Tensor | None = None,
+        context: FlowContext,
         size_factor: Tensor | None = None,
         n_samples: int = 1,
     ) -> dict:
@@ -165,7 +167,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         ``z`` and ``qz`` (intrinsic), ``z_technical`` and ``qz_technical``, and ``library``, the log of each cell's
         library size, shape (n, 1).
         """
-        qz, qz_technical, total = self.posterior(x, categorical, continuous, size_factor)
+        qz, qz_technical, total = self.posterior(x, context.to(x.device), size_factor)
         draws = () if n_samples == 1 else (n_samples,)
         library = total.log()
         return {
@@ -178,18 +180,18 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         }
 
     def posterior(
-        self, x: Tensor, categorical: Tensor, continuous: Tensor | None = None, size_factor: Tensor | None = None
+        self, x: Tensor, context: FlowContext, size_factor: Tensor | None = None
     ) -> tuple[Normal, Normal, Tensor]:
         """Posterior of the intrinsic and the technical latent, and the library sizes, shape (n, 1)."""
         x = x.float()
         total = x.sum(dim=-1, keepdim=True) if size_factor is None else size_factor.float()
         total = total.clamp(min=1.0)
-        q = self.encoder(torch.log1p(x / total * 1e4), categorical, continuous)
+        q = self.encoder(torch.log1p(x / total * CP10K), context.codes, context.continuous)
         return (*_normals(q), total)
 
     def posterior_of(self, batch: CountBatch) -> tuple[Normal, Normal]:
         """Posterior of the intrinsic and the technical latent, from counts without their zeros."""
-        return _normals(self.encoder(batch.lognorm, batch.context.categorical, batch.context.continuous))
+        return _normals(self.encoder(batch.lognorm, batch.context.codes, batch.context.continuous))
 
     @auto_move_data
     def generative(
@@ -208,7 +210,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
             batch = target
         log_share = self.decoder(z, z_technical)
         log_mean = log_share + library
-        px = NegativeBinomial(mu=log_mean.exp(), theta=self.decoder.theta, scale=log_share.exp())
+        px = self.likelihood.distribution(log_mean.exp(), log_share.exp())
         return {
             MODULE_KEYS.PX_KEY: px,
             "log_mean": log_mean,
@@ -222,8 +224,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
     ) -> LossOutput:
         """Negative evidence lower bound, with the KL terms weighted; the ELBO reported is unweighted."""
         x = tensors[REGISTRY_KEYS.X_KEY]
-        log_prob = nb_log_prob(x, generative_outputs["log_mean"], self.decoder.theta)
-        reconstruction = -log_prob.sum(dim=-1)
+        reconstruction = -self.likelihood.log_prob(x, generative_outputs["log_mean"]).sum(dim=-1)
         kl_int = kl_divergence(inference_outputs[MODULE_KEYS.QZ_KEY], generative_outputs[MODULE_KEYS.PZ_KEY]).sum(-1)
         kl_tech = kl_divergence(inference_outputs["qz_technical"], generative_outputs["pz_technical"]).sum(-1)
         weighted = self.kl_weights[0] * kl_int + self.kl_weights[1] * kl_tech
@@ -237,29 +238,27 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         """Terms of the negative evidence lower bound, as :meth:`loss` has them, without dense arrays beside one.
 
         What the training of stage 1 runs: the posterior is drawn once, and the reconstruction is
-        :func:`~cfmvc_scvi.likelihood.fused_loss.reconstruction_loss`.
+        :meth:`~cfmvc_scvi.likelihood.Likelihood.reconstruction_loss`.
         """
-        q = self.encoder(batch.lognorm, batch.context.categorical, batch.context.continuous)
+        q = self.encoder(batch.lognorm, batch.context.codes, batch.context.continuous)
         codes = batch.context.batch
         z, *kl = draw_with_kl(q.mean, q.logvar, *self._technical_prior(codes))
         features, output = self.decoder.features(z), self.decoder.output
-        reconstruction = reconstruction_loss(
-            features, output.weight, output.bias, self.decoder.bounded_log_theta, batch, panel=self.panel
-        )
+        reconstruction = self.likelihood.reconstruction_loss(features, output, batch, panel=self.panel)
         return ElboTerms(reconstruction, *kl, weights=self.kl_weights)
 
     def tensors(self, batch: CountBatch) -> dict[str, Tensor]:
         """The same cells as scvi-tools' loaders give them, dense."""
-        codes = batch.context.categorical
+        context = batch.context
         tensors = {
             REGISTRY_KEYS.X_KEY: batch.counts.dense(),
-            REGISTRY_KEYS.BATCH_KEY: codes[:, :1],
-            REGISTRY_KEYS.LABELS_KEY: codes[:, 1:2],
+            REGISTRY_KEYS.BATCH_KEY: context.batch.unsqueeze(-1),
+            REGISTRY_KEYS.LABELS_KEY: context.labels.unsqueeze(-1),
         }
-        if codes.shape[1] > 2:
-            tensors[REGISTRY_KEYS.CAT_COVS_KEY] = codes[:, 2:]
-        if batch.context.continuous is not None:
-            tensors[REGISTRY_KEYS.CONT_COVS_KEY] = batch.context.continuous
+        if context.further is not None:
+            tensors[REGISTRY_KEYS.CAT_COVS_KEY] = context.further
+        if context.continuous is not None:
+            tensors[REGISTRY_KEYS.CONT_COVS_KEY] = context.continuous
         if batch.has_size_factor:
             tensors[REGISTRY_KEYS.SIZE_FACTOR_KEY] = batch.library.unsqueeze(-1)
         return tensors
@@ -290,9 +289,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
 
     def encode_context(self, context: FlowContext) -> Tensor:
         """Context vector of the velocity field, shape (n, n_context)."""
-        codes = context.categorical
-        if not self.labels_in_context:
-            codes = torch.cat([codes[:, :1], codes[:, 2:]], dim=-1)
+        codes = context.codes if self.labels_in_context else context.strata_codes
         spatial = context.spatial
         if spatial is not None:
             spatial = (spatial - self.spatial_center) / self.spatial_scale

@@ -7,6 +7,7 @@ import torch
 from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
 
+from cfmvc_scvi._constants import CP10K
 from cfmvc_scvi.module.cfmvc_module import CFMVCModule
 
 #: Standard deviation given to the leading component, in latent units.
@@ -54,7 +55,7 @@ def initialize_linear_paths(
 
 
 def _lognorm_in_place(counts: np.ndarray, library: np.ndarray) -> np.ndarray:
-    counts *= (1e4 / library.astype(np.float64)).astype(np.float32)[:, None]
+    counts *= (CP10K / library.astype(np.float64)).astype(np.float32)[:, None]
     return np.log1p(counts, out=counts)
 
 

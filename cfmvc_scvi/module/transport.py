@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cfmvc_scvi._types import FlowContext
 from cfmvc_scvi.flow import Solver
+from cfmvc_scvi.flow.solver import Velocity
 
 
 @dataclass(frozen=True)
@@ -54,20 +55,51 @@ class TransportMixin:
         return BaseFlow(start, solver.integrate(self._field(encoded, none), start), encoded)
 
     @torch.no_grad()
+    def displacement(self, alpha: Tensor, base: BaseFlow, solver: Solver, until: float = 1.0) -> Tensor:
+        r"""How far the perturbation moves latents, :math:`\phi_t(z_0; \alpha) - \phi_t(z_0; 0)`, in latent units.
+
+        :math:`\phi_t` is the solution of :math:`dz/dt = v` at time t from the starting points of ``base``.
+
+        Parameters
+        ----------
+        alpha
+            Effect coefficients, shape (n, n_basis).
+        base
+            Base flow of the latents.
+        solver
+            Integrator, as it was for ``base``.
+        until
+            Time t of the flow, above 0.
+        """
+        moved = solver.integrate(self._field(base.context, alpha), base.start, 0.0, until)
+        still = base.end
+        if until != 1.0:
+            still = solver.integrate(self._field(base.context, torch.zeros_like(alpha)), base.start, 0.0, until)
+        return (moved - still) * self.flow_scale
+
+    @torch.no_grad()
     def transport(
-        self, z: Tensor, p: Tensor, context: FlowContext, solver: Solver, base: BaseFlow | None = None
+        self,
+        z: Tensor,
+        p: Tensor,
+        context: FlowContext,
+        solver: Solver,
+        base: BaseFlow | None = None,
+        until: float = 1.0,
     ) -> Tensor:
         r"""Latents (n, n_latent) moved to where the perturbation takes them.
 
         The cell moves by the difference of two solutions from one starting point: with the perturbation and
         without. With :math:`p = 0` both solutions are the same numbers and the latent comes back unchanged, whatever
-        the solver. ``base`` is that of :meth:`base_flow` for the same arguments, where it is known already.
+        the solver. ``base`` is that of :meth:`base_flow` for the same arguments, where it is known already; ``until``
+        is the time of the flow, 0 for control, 1 for perturbed.
         """
+        if until == 0.0:
+            return z
         base = self.base_flow(z, context, solver) if base is None else base
-        alpha = self.coefficients(p, context.labels)
-        moved = solver.integrate(self._field(base.context, alpha), base.start)
+        moved = z + self.displacement(self.coefficients(p, context.labels), base, solver, until)
         is_control = (p == 0).all(dim=-1, keepdim=True)  # the adaptive steps depend on all cells of the call
-        return torch.where(is_control, z, z + (moved - base.end) * self.flow_scale)
+        return torch.where(is_control, z, moved)
 
     @torch.no_grad()
     def push_forward(self, start: Tensor, p: Tensor, context: FlowContext, solver: Solver) -> Tensor:
@@ -76,7 +108,8 @@ class TransportMixin:
         end = solver.integrate(self._field(self.encode_context(context), alpha), start)
         return self.unstandardize(end)
 
-    def _field(self, encoded: Tensor, alpha: Tensor):
+    def _field(self, encoded: Tensor, alpha: Tensor) -> Velocity:
+        """Velocity field of cells with these context vectors and effect coefficients, in the flow's units."""
         if len(alpha) and bool((alpha == alpha[:1]).all()):
             return self.flow_field.field(encoded, alpha[0])
 

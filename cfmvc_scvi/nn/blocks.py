@@ -116,11 +116,9 @@ class CovariateEmbedding(nn.Module):
             nn.init.normal_(table.weight, std=0.1)
         self.n_out = dim * len(self.tables)
 
-    def forward(self, codes: Tensor) -> Tensor:
-        """Embeddings (n, n_out) of the codes (n, n_covariates)."""
-        if not self.tables:
-            return codes.new_zeros((len(codes), 0), dtype=torch.float32)
-        return torch.cat([rows_of(table, codes[:, i]) for i, table in enumerate(self.tables)], dim=-1)
+    def forward(self, codes: Sequence[Tensor]) -> Tensor:
+        """Embeddings (n, n_out) of the codes, one tensor (n,) per covariate."""
+        return torch.cat([rows_of(table, code) for table, code in zip(self.tables, codes, strict=True)], dim=-1)
 
 
 class TimeEmbedding(nn.Module):

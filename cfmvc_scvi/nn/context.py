@@ -38,9 +38,9 @@ class ContextEncoder(nn.Module):
         )
         self.n_out = self.covariates.n_out + n_continuous + (n_spatial_out if n_spatial else 0)
 
-    def forward(self, categorical: Tensor, continuous: Tensor | None, spatial: Tensor | None) -> Tensor:
-        """Context (n, n_out); ``spatial`` holds standardised coordinates (n, n_spatial)."""
-        parts = [self.covariates(categorical)]
+    def forward(self, codes: Sequence[Tensor], continuous: Tensor | None, spatial: Tensor | None) -> Tensor:
+        """Context (n, n_out) of codes (n,) per covariate; ``spatial`` holds standardised coordinates (n, n_spatial)."""
+        parts = [self.covariates(codes)]
         if continuous is not None:
             parts.append(continuous)
         if self.spatial is not None:

@@ -1,4 +1,4 @@
-"""Decoder: both latents to the rate of every gene."""
+"""Decoder: both latents to the share of every gene in a cell's library."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cfmvc_scvi._types import at_least_float32
 from cfmvc_scvi.nn.blocks import mlp
 
 
-class NBDecoder(nn.Module):
-    r"""Log of the share of every gene in a cell's library, and the dispersion per gene.
+class Decoder(nn.Module):
+    r"""Log of the share of every gene in a cell's library.
 
     .. math:: \log \rho = \operatorname{logsoftmax}(b + W z + f(z)), \qquad z = z_{int} \oplus z_{tech}
 
@@ -47,7 +48,6 @@ class NBDecoder(nn.Module):
         self.output = nn.Linear(n_in + n_hidden if n_layers > 0 else n_in, n_output)
         with torch.no_grad():
             self.output.weight[:, n_in:] = 0.0
-        self.log_theta = nn.Parameter(torch.zeros(n_output))
 
     def forward(self, z_int: Tensor, z_tech: Tensor) -> Tensor:
         """Log share of every gene, shape (n, n_output), float32."""
@@ -58,8 +58,7 @@ class NBDecoder(nn.Module):
         return self._normalized(F.softmax, z_int, z_tech)
 
     def _normalized(self, function: Callable[..., Tensor], z_int: Tensor, z_tech: Tensor) -> Tensor:
-        logits = self.logits(z_int, z_tech)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = at_least_float32(self.logits(z_int, z_tech))
         if not self.panel:
             return function(logits, dim=-1)
         rest = logits.new_zeros((*logits.shape[:-1], 1))
@@ -77,13 +76,3 @@ class NBDecoder(nn.Module):
     def linear_weight(self) -> Tensor:
         """Linear map from the latents to the logits, shape (n_output, n_latent + n_latent_technical)."""
         return self.output.weight[:, : self.n_in]
-
-    @property
-    def theta(self) -> Tensor:
-        """Inverse dispersion per gene, shape (n_output,): variance = mean + mean² / theta."""
-        return self.bounded_log_theta.exp()
-
-    @property
-    def bounded_log_theta(self) -> Tensor:
-        """Log of :attr:`theta`, kept within [-12, 12]."""
-        return self.log_theta.clamp(-12.0, 12.0)

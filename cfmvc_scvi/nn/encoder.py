@@ -88,7 +88,7 @@ class Encoder(nn.Module):
         return self.genes.bias[self.n_hidden :]
 
     def forward(
-        self, x_lognorm: Tensor | SparseRows, categorical: Tensor, continuous: Tensor | None = None
+        self, x_lognorm: Tensor | SparseRows, codes: Sequence[Tensor], continuous: Tensor | None = None
     ) -> Posterior:
         """Posterior of the cells.
 
@@ -96,18 +96,18 @@ class Encoder(nn.Module):
         ----------
         x_lognorm
             log1p of counts per 10,000, shape (n, n_input).
-        categorical
-            Codes of batch, cell type and further covariates, shape (n, n_covariates), integer.
+        codes
+            Codes of batch, cell type and every further covariate, each (n,), integer.
         continuous
             Continuous covariates, shape (n, n_continuous).
         """
-        parts = [self.covariates(categorical)]
+        parts = [self.covariates(codes)]
         if continuous is not None:
             parts.append(continuous)
         n_latent = self.batch_offset.embedding_dim
         from_genes, linear = self.genes(x_lognorm).split([self.n_hidden, n_latent], dim=-1)
         h = self.hidden(torch.addmm(from_genes, torch.cat(parts, dim=-1), self.beside_genes.weight.T))
-        linear = linear - rows_of(self.batch_offset, categorical[:, 0])
+        linear = linear - rows_of(self.batch_offset, codes[0])
         mean, logvar = self.heads(h).chunk(2, dim=-1)
         mean = mean + F.pad(linear, (0, mean.shape[-1] - n_latent))
         return Posterior(mean, logvar.clamp(*LOGVAR_BOUNDS), n_latent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -9,19 +10,24 @@ import pandas as pd
 import torch
 from anndata import AnnData
 from scipy import sparse
+from torch import Tensor
 
+from cfmvc_scvi._constants import CP10K
 from cfmvc_scvi._types import FlowContext
 from cfmvc_scvi.cells.latents import CellPosterior
 from cfmvc_scvi.cells.table import CellTable
-from cfmvc_scvi.likelihood.negative_binomial import draw_nb
-from cfmvc_scvi.prediction.predict import latent_var
+from cfmvc_scvi.prediction.output import latent_var
+from cfmvc_scvi.prediction.predict import PredictionMixin
 from cfmvc_scvi.prediction.request import PredictionCall, Request
 from cfmvc_scvi.prediction.sources import SourceCells
-from cfmvc_scvi.registration.keys import control_cells
+from cfmvc_scvi.registration.vocabulary import Condition
 
 
-class GenerationMixin:
-    """Generation of :class:`~cfmvc_scvi.CFMVC`."""
+class GenerationMixin(PredictionMixin):
+    """Generation of :class:`~cfmvc_scvi.CFMVC`.
+
+    Relies on :class:`~cfmvc_scvi.prediction.predict.PredictionMixin` for the annotations of the result.
+    """
 
     def generate_cells(
         self,
@@ -66,19 +72,19 @@ class GenerationMixin:
         self._require_flow("generate cells")
         if n_cells < 1:
             raise ValueError(f"`n_cells` is {n_cells}; it must be at least 1.")
-        call = self._make_call(return_type, 1, None, None, None, seed)
+        call = PredictionCall.of(return_type, seed=self._seed if seed is None else seed)
         frame = pd.DataFrame({"perturbation": [perturbation], "labels": [labels], "batch": [batch]}, dtype=object)
         [request] = self._requests(frame, dosage, None)
         condition = request.condition
-        p = torch.from_numpy(self.vocabulary.encode([condition])).expand(n_cells, -1).to(self._device)
+        p = torch.from_numpy(self.vocabulary.encode([condition])).expand(n_cells, -1).to(self.module.device)
         rng = np.random.default_rng([call.seed, n_cells])
         cells = self._template_cells(n_cells, labels, rng)
         context = self._generated_context(cells, batch, spatial)
         posterior = self._encode(cells)
         noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32))
-        drawn = self.module.standardize((posterior.mean + posterior.scale * noise).to(self._device))
-        start = drawn if self.flow_source == "control" else noise.to(self._device)
-        latent = self.module.push_forward(start, p, context.to(self._device), call.solver).cpu()
+        drawn = self.module.standardize((posterior.mean + posterior.scale * noise).to(self.module.device))
+        start = drawn if self.flow_source == "control" else noise.to(self.module.device)
+        latent = self.module.push_forward(start, p, context.to(self.module.device), call.solver).cpu()
         obs = self._generated_obs(cells, posterior, request, call)
         x = latent.numpy() if return_type == "latent" else self._emit(latent, context, cells, condition, call, rng)
         var = latent_var(x.shape[1]) if return_type == "latent" else self._gene_var()
@@ -99,7 +105,7 @@ class GenerationMixin:
         """Control cells whose context and library size the new cells take."""
         self._require_adata("generate cells")
         keys = self.setup_keys
-        control = control_cells(self.adata, keys, self.vocabulary)
+        control = self._conditions_of(self.adata).is_control
         if labels is not None:
             control &= (self.adata.obs[keys.labels_key].astype(str) == labels).to_numpy()
         rows = np.flatnonzero(control)
@@ -114,17 +120,25 @@ class GenerationMixin:
         if context.spatial is None or np.shape(spatial) != tuple(context.spatial.shape):
             expected = "no coordinates" if context.spatial is None else f"shape {tuple(context.spatial.shape)}"
             raise ValueError(f"`spatial` has shape {np.shape(spatial)}; the model expects {expected}.")
-        return FlowContext(context.categorical, context.continuous, torch.as_tensor(spatial, dtype=torch.float32))
+        return replace(context, spatial=torch.as_tensor(spatial, dtype=torch.float32))
 
     @torch.inference_mode()
-    def _emit(self, latent, context, cells, condition, call, rng):
+    def _emit(
+        self,
+        latent: Tensor,
+        context: FlowContext,
+        cells: CellTable,
+        condition: Condition,
+        call: PredictionCall,
+        rng: np.random.Generator,
+    ) -> np.ndarray | sparse.csr_matrix:
         """Expression of generated latents, calibrated as predictions are."""
-        prior = self.module.technical_prior(context.batch.to(self._device))
-        noise = torch.from_numpy(rng.standard_normal(tuple(prior.loc.shape), dtype=np.float32)).to(self._device)
-        log_share = self.module.decoder(latent.to(self._device), prior.loc + prior.scale * noise).cpu().numpy()
+        prior = self.module.technical_prior(context.batch.to(self.module.device))
+        noise = torch.from_numpy(rng.standard_normal(tuple(prior.loc.shape), dtype=np.float32)).to(self.module.device)
+        log_share = self.module.decoder(latent.to(self.module.device), prior.loc + prior.scale * noise).cpu().numpy()
         labels = context.labels.numpy()
-        log_share += self._calibration(condition, labels, call, rates=True).log_ratio[labels]
+        log_share += self.calibration_.correct(condition, labels, call.solver).log_ratio[labels]
         mean = np.exp(log_share) * cells.library[:, None]
         if call.return_type == "counts":
-            return sparse.csr_matrix(draw_nb(mean, self._theta(), rng).astype(np.float32))
-        return mean if call.return_type == "mean" else np.log1p(1e4 * np.exp(log_share))
+            return sparse.csr_matrix(self.module.likelihood.draw(mean, rng).astype(np.float32))
+        return mean if call.return_type == "mean" else np.log1p(CP10K * np.exp(log_share))

@@ -219,3 +219,8 @@ def make_output(out: str | os.PathLike | None, **kwargs: Any) -> Output:
 def _wide(x: sparse.csr_matrix) -> sparse.csr_matrix:
     """With 64-bit row pointers, which do not overflow when rows are added."""
     return sparse.csr_matrix((x.data, x.indices, x.indptr.astype(np.int64)), shape=x.shape, copy=False)
+
+
+def latent_var(n_latent: int) -> pd.DataFrame:
+    """Names of the intrinsic latent's dimensions."""
+    return pd.DataFrame(index=[f"z_int_{i}" for i in range(n_latent)])

@@ -17,7 +17,6 @@ from scvi.utils import track
 from torch import Tensor
 
 from cfmvc_scvi._types import FlowContext
-from cfmvc_scvi.calibration.calibration import CalibrationMixin
 from cfmvc_scvi.calibration.change import (
     LevelChange,
     RateChange,
@@ -28,24 +27,22 @@ from cfmvc_scvi.calibration.change import (
     lognorm_expression,
 )
 from cfmvc_scvi.cells.nearest import with_nearest_labels
-from cfmvc_scvi.flow import get_solver
-from cfmvc_scvi.prediction.output import Output, make_output
-from cfmvc_scvi.prediction.request import UNITS, PredictionCall, Request, RequestReader, ReturnType
+from cfmvc_scvi.prediction.output import Output, latent_var, make_output
+from cfmvc_scvi.prediction.request import UNITS, PredictionCall, Request, RequestMixin, ReturnType
 from cfmvc_scvi.prediction.result import result_obs
 from cfmvc_scvi.prediction.sources import SourceCells
 from cfmvc_scvi.prediction.support import SupportMixin
-from cfmvc_scvi.registration.keys import control_cells, has_presence_matrix
+from cfmvc_scvi.registration.keys import has_presence_matrix
 
-#: Fixed-step solver and number of steps when none is given.
-DEFAULT_SOLVER, DEFAULT_STEPS = "midpoint", 10
-#: Cells at a time when it is not said.
-DEFAULT_CELLS = 512
 #: Size of a dense result in memory above which writing it to disk is suggested.
 _LARGE_BYTES = 4 * 2**30
 
 
-class PredictionMixin(CalibrationMixin, SupportMixin):
-    """Prediction of :class:`~cfmvc_scvi.CFMVC`."""
+class PredictionMixin(RequestMixin, SupportMixin):
+    """Prediction of :class:`~cfmvc_scvi.CFMVC`.
+
+    Relies on the reading of requests, on the support of conditions and on the model's calibration.
+    """
 
     def predict_perturbation(
         self,
@@ -135,7 +132,14 @@ class PredictionMixin(CalibrationMixin, SupportMixin):
             When the flow is not trained.
         """
         self._require_flow("predict")
-        call = self._make_call(return_type, n_samples, solver, n_steps, batch_size, seed)
+        call = PredictionCall.of(
+            return_type,
+            n_samples=n_samples,
+            solver=solver,
+            n_steps=n_steps,
+            batch_size=batch_size,
+            seed=self._seed if seed is None else seed,
+        )
         requests = self._requests(perturbation, dosage, batch)
         sources = self._sources(adata, indices, requests, call, unknown_labels)
         output = self._make_output(out, requests, sources, call)
@@ -150,38 +154,6 @@ class PredictionMixin(CalibrationMixin, SupportMixin):
 
     # ---- what is asked ----------------------------------------------------------------------------------------
 
-    def _make_call(
-        self,
-        return_type: str,
-        n_samples: int,
-        solver: str | None,
-        n_steps: int | None,
-        batch_size: int | None,
-        seed: int | None,
-    ) -> PredictionCall:
-        if return_type not in UNITS:
-            raise ValueError(f"Unknown `return_type` {return_type!r}: choose one of {list(UNITS)}.")
-        if n_samples < 1:
-            raise ValueError(f"`n_samples` is {n_samples}; it must be at least 1.")
-        solver = DEFAULT_SOLVER if solver is None else solver
-        steps = DEFAULT_STEPS if n_steps is None and solver != "adaptive" else n_steps
-        return PredictionCall(
-            return_type=return_type,
-            n_samples=n_samples,
-            solver=get_solver(solver, steps),
-            batch_size=batch_size or DEFAULT_CELLS,
-            seed=self._seed if seed is None else seed,
-        )
-
-    def _requests(
-        self, perturbation: str | Sequence[str] | pd.DataFrame | None, dosage: float | str | None, batch: str | None
-    ) -> list[Request]:
-        reader = RequestReader(self.vocabulary, self.setup_keys, self.batches, self.cell_types)
-        if perturbation is None and dosage is None:
-            reader.read([self.vocabulary.control_label], None, batch)  # refuses an unknown batch
-            return self._trained_requests(None if batch is None else str(batch))
-        return reader.read(list(self.vocabulary.names) if perturbation is None else perturbation, dosage, batch)
-
     def _sources(
         self,
         adata: AnnData | None,
@@ -195,13 +167,13 @@ class PredictionMixin(CalibrationMixin, SupportMixin):
             raise ValueError(f"Unknown `unknown_labels` {unknown_labels!r}: choose 'error' or 'nearest'.")
         if adata is None and indices is None:
             self._require_adata("predict for its control cells")
-            indices = np.flatnonzero(control_cells(self.adata, self.setup_keys, self.vocabulary))
+            indices = np.flatnonzero(self._conditions_of(self.adata).is_control)
         batches = {request.batch for request in requests}
         default = batches.pop() if len(batches) == 1 else None
         cells = self._cells(adata, indices, default, allow_unknown=unknown_labels == "nearest")
         if not len(cells):
             raise ValueError("There are no cells to perturb: `adata` or `indices` is empty.")
-        cells, nearest = with_nearest_labels(cells, self.calibration_["profiles"], self._types_with_controls())
+        cells, nearest = with_nearest_labels(cells, self.calibration_.state.profiles, self._types_with_controls())
         several = len(requests) > 1
         out = {}
         for name in dict.fromkeys(request.labels for request in requests):
@@ -247,30 +219,27 @@ class PredictionMixin(CalibrationMixin, SupportMixin):
         after = source.decode(moved, self._technical_in_batch(technical, context, request.batch))
         labels = context.labels.numpy()
         is_counts = call.return_type == "counts"
-        calibration = self._calibration(request.condition, labels, call, rates=is_counts)
+        correction = self.calibration_.correct(request.condition, labels, call.solver, rates=is_counts)
         x, library = source.cells.dense(rows), source.cells.library[rows]
         if is_counts:
-            change = RateChange.of(before.numpy(), after.numpy(), calibration.log_ratio[labels], library)
+            change = RateChange.of(before.numpy(), after.numpy(), correction.log_ratio[labels], library)
             key = self.vocabulary.stream_key(request.condition)
             generators = cell_generators(source.names[rows], call.seed, "counts", key, draw)
-            return drawn_counts(x, change, self._theta(), generators)
+            return drawn_counts(x, change, self.module.likelihood, generators)
         change = LevelChange(
-            decoded_change(before, after) + torch.from_numpy(calibration.lognorm[labels]),
-            torch.from_numpy(calibration.scale[labels]),
-            torch.from_numpy(calibration.center[labels]),
+            decoded_change(before, after) + torch.from_numpy(correction.lognorm[labels]),
+            torch.from_numpy(correction.scale[labels]),
+            torch.from_numpy(correction.center[labels]),
         )
-        counts = expected_counts(x, library, change, self.calibration_["highest"])
+        counts = expected_counts(x, library, change, self.calibration_.state.highest)
         return counts if call.return_type == "mean" else lognorm_expression(counts, library)
 
     def _technical_in_batch(self, technical: Tensor, context: FlowContext, batch: str | None) -> Tensor:
         if batch is None:
             return technical
-        source = context.batch.to(self._device)
+        source = context.batch.to(self.module.device)
         target = torch.full_like(source, self.batches.index(batch))
-        return self.module.move_batch(technical.to(self._device), source, target).cpu()
-
-    def _theta(self) -> np.ndarray:
-        return self.module.decoder.theta.detach().cpu().numpy()
+        return self.module.move_batch(technical.to(self.module.device), source, target).cpu()
 
     # ---- the result -------------------------------------------------------------------------------------------
 
@@ -339,8 +308,3 @@ class PredictionMixin(CalibrationMixin, SupportMixin):
             "flow_source": self.flow_source,
             "versions": {name: version(name) for name in ("cfmvc_scvi", "scvi-tools", "torch")},
         }
-
-
-def latent_var(n_latent: int) -> pd.DataFrame:
-    """Names of the intrinsic latent's dimensions."""
-    return pd.DataFrame(index=[f"z_int_{i}" for i in range(n_latent)])

@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pandas as pd
 from scvi import settings
 
-from cfmvc_scvi.flow import Solver
+from cfmvc_scvi._base import ModelBase
+from cfmvc_scvi.flow import Solver, get_solver
 from cfmvc_scvi.registration.keys import SetupKeys
 from cfmvc_scvi.registration.vocabulary import Condition, PerturbationVocabulary
 
@@ -24,24 +25,62 @@ UNITS = {
     "lognorm": "log1p of counts per 10,000",
     "latent": "intrinsic latent (z_int)",
 }
+#: Fixed-step solver and number of steps when none is given.
+DEFAULT_SOLVER, DEFAULT_STEPS = "midpoint", 10
+#: Cells at a time when it is not said.
+DEFAULT_CELLS = 512
 #: Columns that a DataFrame of conditions may have.
 CONDITION_COLUMNS = ("perturbation", "dosage", "labels", "batch")
 
 
+def default_solver() -> Solver:
+    """Integrator of the flow where none is named: the midpoint method with 10 steps."""
+    return get_solver(DEFAULT_SOLVER, DEFAULT_STEPS)
+
+
 @dataclass(frozen=True)
 class PredictionCall:
-    """How to compute and return, the same for all conditions of a call."""
+    """How to compute and return, the same for all conditions of a call.
 
-    return_type: ReturnType
-    n_samples: int
-    solver: Solver
-    batch_size: int
-    seed: int
+    Attributes
+    ----------
+    return_type, n_samples, batch_size, seed
+        As in :meth:`cfmvc_scvi.CFMVC.predict_perturbation`.
+    solver
+        Integrator of the flow.
+    """
 
-    @property
-    def solver_key(self) -> tuple[str, int | None]:
-        """What identifies the solver."""
-        return type(self.solver).__name__, getattr(self.solver, "n_steps", None)
+    return_type: ReturnType = "mean"
+    n_samples: int = 1
+    solver: Solver = field(default_factory=default_solver)
+    batch_size: int = DEFAULT_CELLS
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        return_type: str,
+        *,
+        n_samples: int = 1,
+        solver: str | None = None,
+        n_steps: int | None = None,
+        batch_size: int | None = None,
+        seed: int = 0,
+    ) -> PredictionCall:
+        """Call with a user's arguments, checked; ``None`` takes the defaults.
+
+        Raises
+        ------
+        ValueError
+            For an unknown return type or solver, and numbers out of range.
+        """
+        if return_type not in UNITS:
+            raise ValueError(f"Unknown `return_type` {return_type!r}: choose one of {list(UNITS)}.")
+        if n_samples < 1:
+            raise ValueError(f"`n_samples` is {n_samples}; it must be at least 1.")
+        solver = DEFAULT_SOLVER if solver is None else solver
+        steps = DEFAULT_STEPS if n_steps is None and solver != "adaptive" else n_steps
+        return cls(return_type, n_samples, get_solver(solver, steps), batch_size or DEFAULT_CELLS, seed)
 
     @property
     def draws(self) -> int:
@@ -178,6 +217,34 @@ class RequestReader:
                 UserWarning,
                 stacklevel=settings.warnings_stacklevel,
             )
+
+
+class RequestMixin(ModelBase):
+    """Reading of requests by :class:`~cfmvc_scvi.CFMVC`.
+
+    Relies on :class:`~cfmvc_scvi._base.ModelBase` alone: vocabulary, levels and the conditions of training.
+    """
+
+    def _requests(
+        self, perturbation: str | Sequence[str] | pd.DataFrame | None, dosage: float | str | None, batch: str | None
+    ) -> list[Request]:
+        """Conditions that were asked for; ``None`` is every one that was trained on."""
+        reader = RequestReader(self.vocabulary, self.setup_keys, self.batches, self.cell_types)
+        if perturbation is None and dosage is None:
+            reader.read([self.vocabulary.control_label], None, batch)  # refuses an unknown batch
+            return self._trained_requests(None if batch is None else str(batch))
+        return reader.read(list(self.vocabulary.names) if perturbation is None else perturbation, dosage, batch)
+
+    def _trained_requests(self, batch: str | None) -> list[Request]:
+        """Every condition the model was trained on, control left out."""
+        delimiter = self.vocabulary.combination_delimiter or ""
+        requests = []
+        for members, doses in sorted({key for key, _ in self.trained_conditions_ if key[0]}):
+            condition = Condition(delimiter.join(members), members, doses)
+            one_dose = doses[0] if len(set(doses)) == 1 else delimiter.join(f"{dose:g}" for dose in doses)
+            has_doses = self.setup_keys.dosage_key is not None
+            requests.append(Request(condition, one_dose if has_doses else None, batch=batch))
+        return requests
 
 
 def _check_levels(argument: str, values: Sequence[Any], known: Sequence[str]) -> None:

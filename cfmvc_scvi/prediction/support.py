@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from cfmvc_scvi.cells.latents import LatentCache
-from cfmvc_scvi.prediction.request import Request
+from cfmvc_scvi._base import ModelBase
 from cfmvc_scvi.registration.keys import cell_dosage, perturbation_labels
 from cfmvc_scvi.registration.vocabulary import Condition
 
@@ -14,8 +13,11 @@ from cfmvc_scvi.registration.vocabulary import Condition
 SUPPORT_LEVELS = ("seen", "new context", "new combination", "new perturbation")
 
 
-class SupportMixin:
-    """Support of :class:`~cfmvc_scvi.CFMVC`."""
+class SupportMixin(ModelBase):
+    """Support of :class:`~cfmvc_scvi.CFMVC`.
+
+    Relies on :class:`~cfmvc_scvi._base.ModelBase` alone: the split, the conditions of training and the vocabulary.
+    """
 
     def support(self) -> pd.DataFrame:
         """What the model was trained on.
@@ -39,24 +41,6 @@ class SupportMixin:
             table.iloc[self._split.train, table.columns.get_loc("n_train")] = 1
         grouped = table.groupby(list(columns), observed=True, dropna=False)["n_train"].agg(["size", "sum"])
         return grouped.reset_index().rename(columns={"size": "n_cells", "sum": "n_train"})
-
-    def _remember_conditions(self, cache: LatentCache) -> None:
-        """Conditions and cell types of the training cells."""
-        train = self._split.train
-        labels = cache.cells.context.labels.numpy()[train]
-        pairs = sorted(set(zip(cache.condition[train].tolist(), labels.tolist(), strict=True)))
-        self.trained_conditions_ = [(cache.conditions[code].key, label) for code, label in pairs]
-
-    def _trained_requests(self, batch: str | None) -> list[Request]:
-        """Every condition the model was trained on, control left out."""
-        delimiter = self.vocabulary.combination_delimiter or ""
-        requests = []
-        for members, doses in sorted({key for key, _ in self.trained_conditions_ if key[0]}):
-            condition = Condition(delimiter.join(members), members, doses)
-            one_dose = doses[0] if len(set(doses)) == 1 else delimiter.join(f"{dose:g}" for dose in doses)
-            has_doses = self.setup_keys.dosage_key is not None
-            requests.append(Request(condition, one_dose if has_doses else None, batch=batch))
-        return requests
 
     def _types_with_controls(self) -> np.ndarray:
         """Codes of the cell types whose control cells were trained on."""

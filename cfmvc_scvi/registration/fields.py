@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,7 @@ from scvi.data.fields import (
 )
 
 from cfmvc_scvi._constants import CFMVC_KEYS
-
-#: Makes the vocabulary of an AnnData.
-VocabularyBuilder = Callable[[AnnData], dict[str, Any]]
+from cfmvc_scvi.registration.keys import SetupKeys
 
 
 class FirstSeenObsField(CategoricalObsField):
@@ -58,11 +56,11 @@ class FirstSeenJointObsField(CategoricalJointObsField):
 class _WithVocabulary:
     """Keeps the perturbation vocabulary in the registry, so that it is saved with the model."""
 
-    _build: VocabularyBuilder
+    _vocabulary: Mapping[str, Any] | None
 
     def register_field(self, adata: AnnData) -> dict:
         """State of scvi-tools' field plus the vocabulary."""
-        return super().register_field(adata) | {"vocabulary": self._build(adata)}
+        return super().register_field(adata) | {"vocabulary": self._vocabulary}
 
     def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs) -> dict:
         """Keep the vocabulary of the source."""
@@ -73,28 +71,30 @@ class _WithVocabulary:
 class PerturbationField(_WithVocabulary, CategoricalObsField):
     """Perturbation labels in a column of ``obs``."""
 
-    def __init__(self, key: str, build: VocabularyBuilder) -> None:
+    def __init__(self, key: str, vocabulary: Mapping[str, Any] | None) -> None:
         super().__init__(CFMVC_KEYS.PERTURBATION_KEY, key)
-        self._build = build
+        self._vocabulary = vocabulary
 
 
 class PerturbationMatrixField(_WithVocabulary, ObsmField):
     """Presence of each perturbation, in a DataFrame in ``obsm``."""
 
-    def __init__(self, key: str, build: VocabularyBuilder) -> None:
+    def __init__(self, key: str, vocabulary: Mapping[str, Any] | None) -> None:
         super().__init__(CFMVC_KEYS.PERTURBATION_KEY, key)
-        self._build = build
+        self._vocabulary = vocabulary
 
 
-def make_fields(keys: Any, build: VocabularyBuilder, *, presence_matrix: bool) -> list[BaseAnnDataField]:
+def make_fields(
+    keys: SetupKeys, vocabulary: Mapping[str, Any] | None, *, presence_matrix: bool
+) -> list[BaseAnnDataField]:
     """The scvi-tools fields of a registration.
 
     Parameters
     ----------
     keys
-        Where each field is found, :class:`~cfmvc_scvi.registration.keys.SetupKeys`.
-    build
-        Makes the vocabulary of the AnnData that is registered.
+        Where each field is found.
+    vocabulary
+        Saved state of the vocabulary of the AnnData that is registered; ``None`` where it is taken from a model.
     presence_matrix
         Whether the perturbations are a presence matrix in ``obsm``.
     """
@@ -103,7 +103,7 @@ def make_fields(keys: Any, build: VocabularyBuilder, *, presence_matrix: bool) -
         LayerField(REGISTRY_KEYS.X_KEY, keys.layer, is_count_data=True),
         FirstSeenObsField(REGISTRY_KEYS.BATCH_KEY, keys.batch_key),
         FirstSeenObsField(REGISTRY_KEYS.LABELS_KEY, keys.labels_key),
-        perturbation(keys.perturbation_key, build),
+        perturbation(keys.perturbation_key, vocabulary),
         FirstSeenJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, keys.categorical_covariate_keys),
         NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, keys.continuous_covariate_keys),
         NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, keys.size_factor_key, required=False),

@@ -92,9 +92,8 @@ def resolve_keys(
     return found
 
 
-def build_vocabulary(adata: AnnData, keys: SetupKeys) -> dict[str, Any]:
-    """State of the :class:`PerturbationVocabulary` of an AnnData."""
-    labels = perturbation_labels(adata, keys)
+def build_vocabulary(adata: AnnData, keys: SetupKeys, labels: np.ndarray, dosage: np.ndarray | None) -> dict[str, Any]:
+    """State of the :class:`PerturbationVocabulary` of an AnnData, from the label and dose of every cell."""
     levels = pd.unique(labels)
     found = [m for level in levels for m in split_label(level, keys.combination_delimiter, keys.control_group)]
     members = [name for name in dict.fromkeys(found) if name not in keys.control_group]
@@ -108,7 +107,6 @@ def build_vocabulary(adata: AnnData, keys: SetupKeys) -> dict[str, Any]:
     embedding_key = keys.perturbation_embedding_key
     embedding = None if embedding_key is None else read_embedding(adata.uns[embedding_key], embedding_key)
     vocabulary = PerturbationVocabulary(keys.control_group, members, keys.combination_delimiter, embedding)
-    dosage = cell_dosage(adata, keys.dosage_key)
     if dosage is not None:
         vocabulary.reference_dose = _largest_doses(vocabulary, labels, dosage)
     return vocabulary.to_registry(embedding)
@@ -125,11 +123,6 @@ def perturbation_labels(adata: AnnData, keys: SetupKeys) -> np.ndarray:
         table = adata.obsm[keys.perturbation_key]
         return presence_labels(table, keys.perturbation_key, keys.combination_delimiter)
     return adata.obs[keys.perturbation_key].astype(str).to_numpy(dtype=object)
-
-
-def control_cells(adata: AnnData, keys: SetupKeys, vocabulary: PerturbationVocabulary) -> np.ndarray:
-    """Which cells are unperturbed, also by a dose of 0; booleans, shape (n_cells,)."""
-    return registered_conditions(adata, keys, vocabulary)[0] == 0
 
 
 def cell_dosage(adata: AnnData, dosage_key: str | None) -> np.ndarray | None:
@@ -150,13 +143,6 @@ def counts_matrix(adata: AnnData, layer: str | None) -> Any:
 def counts_name(layer: str | None) -> str:
     """Where the counts are, for messages."""
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
-
-
-def registered_conditions(
-    adata: AnnData, keys: SetupKeys, vocabulary: PerturbationVocabulary
-) -> tuple[np.ndarray, list[Any]]:
-    """Condition index of every cell and the conditions; see :func:`cell_conditions`."""
-    return cell_conditions(vocabulary, perturbation_labels(adata, keys), cell_dosage(adata, keys.dosage_key))
 
 
 def _resolve(argument: str, key: Any, available: Iterable[str], names: Mapping[str, str], where: str) -> str | None:

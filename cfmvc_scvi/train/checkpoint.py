@@ -12,17 +12,12 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from scvi.model.base import BaseModelClass
 
-from cfmvc_scvi.io.archive import archive_exists, check_attribute_names, read_archive, write_archive
+from cfmvc_scvi.io.archive import archive_exists, read_archive, write_archive
 from cfmvc_scvi.io.files import write_error
-from cfmvc_scvi.registration.fingerprint import data_fingerprint
-from cfmvc_scvi.train.history import merge_histories
+from cfmvc_scvi.train.state import STAGE_NAMES, ModelState, Stage, StageArguments
 
 _NAME, _WHAT = "checkpoint", "a checkpoint of the training"
-#: Attributes of a model that a checkpoint leaves out: they are made again, or belong to the process.
-_LEFT_OUT = {"registry_", "init_params_", "calibration_", "history_", "run_name_", "run_id_"}
-STAGE_NAMES = {"vae": "stage 1 (VAE)", "flow": "stage 2 (flow)"}
 
 
 class CheckpointFolder:
@@ -55,7 +50,7 @@ class CheckpointFolder:
             raise ValueError("`resume=True` needs `checkpoint_dir`, the folder with the state to go on from.")
         return None
 
-    def begin(self, model: BaseModelClass, stage: str, arguments: dict[str, Any]) -> dict[str, Any] | None:
+    def begin(self, model: ModelState, stage: Stage, arguments: StageArguments) -> dict[str, Any] | None:
         """State to go on from, after it has been put into the model; ``None`` where the stage starts anew.
 
         Raises
@@ -63,7 +58,7 @@ class CheckpointFolder:
         ValueError
             When the folder holds a state that is not to be resumed, or one of another run; names the differences.
         """
-        run = _describe_run(model, arguments)
+        run = {f"argument `{name}`": value for name, value in arguments.described().items()} | model.identity()
         state = read_archive(self.path, _NAME) if archive_exists(self.path, _NAME) else None
         if state is None or (stage == "flow" and state["stage"] == "vae" and not self.resume):
             self.runs = {} if state is None else state["runs"]
@@ -77,16 +72,16 @@ class CheckpointFolder:
         self.runs = state["runs"]
         if stage in self.runs:
             _check_same_run(self.runs[stage], run, self.path)
-        put_into(model, state)
+        model.restore(state)
+        restore_rng(state["rng"])
         if stage == "flow" and state["stage"] == "vae":
             self.runs[stage] = run
             return None
         return state
 
-    def write(self, model: BaseModelClass, state: dict[str, Any]) -> None:
+    def write(self, model: ModelState, state: dict[str, Any]) -> None:
         """Put a state in the place of the last one."""
-        attributes = {k: v for k, v in vars(model).items() if k.endswith("_") and k[0] != "_" and k not in _LEFT_OUT}
-        content = {"runs": self.runs, "attributes": attributes, "rng": rng_state(), **state}
+        content = {"runs": self.runs, "attributes": model.get(), "rng": rng_state(), **state}
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -100,7 +95,7 @@ class EpochKeeper(Callback):
     Parameters
     ----------
     model
-        The model in training.
+        State of the model in training.
     stage
         ``"vae"`` or ``"flow"``.
     folder
@@ -113,8 +108,8 @@ class EpochKeeper(Callback):
 
     def __init__(
         self,
-        model: BaseModelClass,
-        stage: str,
+        model: ModelState,
+        stage: Stage,
         folder: CheckpointFolder | None,
         resumed: dict[str, Any] | None,
         history: dict[str, Any] | None,
@@ -181,20 +176,6 @@ class EpochKeeper(Callback):
 
 
 # ---- the parts of a state ---------------------------------------------------------------------------------------
-
-
-def put_into(model: BaseModelClass, state: Mapping[str, Any]) -> None:
-    """Attributes, weights, random states and, of a stage that is through, the metrics of a checkpoint."""
-    check_attribute_names(state["attributes"])
-    for name, value in state["attributes"].items():
-        setattr(model, name, value)
-    model.history_ = (
-        merge_histories(state["history"], state["stage_history"]) if state["finished"] else state["history"]
-    )
-    if state["stage"] == "flow" or state["finished"]:
-        model.is_vae_trained_ = True
-    model.module.load_state_dict(state["module"])
-    restore_rng(state["rng"])
 
 
 def trainer_state(trainer: Trainer, plan: LightningModule) -> dict[str, Any]:
@@ -277,16 +258,6 @@ def _logged(trainer: Trainer) -> dict[str, Any]:
 # ---- is it the same run? ----------------------------------------------------------------------------------------
 
 
-def _describe_run(model: BaseModelClass, arguments: dict[str, Any]) -> dict[str, Any]:
-    """What must be equal for a run to go on where another stopped."""
-    described = {f"argument `{name}`": value for name, value in arguments.items() if _is_plain(value)}
-    init, data = model.init_params_, data_fingerprint(model.adata, model.setup_keys)
-    variable = {k: v for group in init["kwargs"].values() for k, v in group.items()}
-    described |= {f"model argument `{name}`": value for name, value in (init["non_kwargs"] | variable).items()}
-    described |= {f"setup argument `{name}`": value for name, value in model.registry["setup_args"].items()}
-    return described | {f"the {name} of the data": value for name, value in data.items()}
-
-
 def _check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
     different = [
         f"{name} was {saved.get(name)!r} and is {now.get(name)!r}"
@@ -298,11 +269,3 @@ def _check_same_run(saved: Mapping[str, Any], now: Mapping[str, Any], path: Path
             f"The state in `checkpoint_dir` {os.fspath(path)!r} belongs to another run: "
             f"{'; '.join(sorted(different))}. Call with the arguments and data of that run, or choose another folder."
         )
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(_is_plain(item) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, (bool, int, float, str))

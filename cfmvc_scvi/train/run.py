@@ -7,7 +7,6 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodType
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -17,26 +16,23 @@ from scvi.model.base import BaseModelClass
 from scvi.train import SaveCheckpoint, TrainRunner
 
 from cfmvc_scvi.io.archive import read_archive
-from cfmvc_scvi.train.checkpoint import STAGE_NAMES, CheckpointFolder, EpochKeeper
+from cfmvc_scvi.train.checkpoint import CheckpointFolder, EpochKeeper
 from cfmvc_scvi.train.history import merge_histories
+from cfmvc_scvi.train.state import STAGE_NAMES, ModelState, Stage
 from cfmvc_scvi.train.steps import NoProfiler
 from cfmvc_scvi.train.watch import DivergenceWatch
 
-#: What a stage makes anew, and so takes back until it is through.
-_RESET = {
-    "vae": {"is_vae_trained_": False, "is_flow_trained_": False, "is_trained_": False, "calibration_": None},
-    "flow": {"is_flow_trained_": False, "is_trained_": False},
-}
 #: Precisions of Lightning's trainer in which the weights stay float32.
 _PRECISIONS = {"32", "32-true", "bf16", "bf16-mixed", "16", "16-mixed"}
 
 
 def run_stage(
     model: BaseModelClass,
+    state: ModelState,
     plan: LightningModule,
     data: LightningDataModule,
     *,
-    stage: str,
+    stage: Stage,
     max_epochs: int,
     accelerator: str = "auto",
     devices: int | list[int] | str = "auto",
@@ -51,8 +47,14 @@ def run_stage(
 
     Parameters
     ----------
+    model, state
+        The model, and access to its state.
+    plan, data
+        What is trained on what.
     stage
         ``"vae"`` or ``"flow"``.
+    max_epochs, accelerator, devices, **trainer_kwargs
+        Arguments of scvi-tools' runner and of Lightning's trainer.
     checkpoints
         Folder for the state after every epoch.
     resumed
@@ -65,11 +67,10 @@ def run_stage(
     made the model usable. Where no epoch was finished, the model is as it was before and the error is raised here.
     """
     _check_precision(trainer_kwargs.get("precision"))
-    keeper = EpochKeeper(model, stage, checkpoints, resumed, model.history_)
+    keeper = EpochKeeper(state, stage, checkpoints, resumed, model.history_)
     trainer_kwargs["callbacks"] = [keeper, DivergenceWatch(stage), *_adapted(trainer_kwargs.get("callbacks") or [])]
     trainer_kwargs.setdefault("profiler", NoProfiler())
-    before = {name: getattr(model, name) for name in _RESET[stage]}
-    vars(model).update(_RESET[stage])
+    bring_back = state.reset(stage)
     if resumed is not None:
         data.first_epoch = resumed["epoch"]
     with _own_history(model), _restored_modes(model), _restored_interrupts():
@@ -91,7 +92,7 @@ def run_stage(
         else:
             return None
     if not keeper.finished_epochs:
-        vars(model).update(before)
+        bring_back()
         raise stopped
     _warn_interrupted(stage, keeper.finished_epochs, max_epochs)
     return stopped
@@ -113,7 +114,7 @@ def _interruption(error: BaseException, keeper: EpochKeeper) -> BaseException | 
     return error if error is keeper.write_error else None
 
 
-def _warn_interrupted(stage: str, n_epochs: int, max_epochs: int) -> None:
+def _warn_interrupted(stage: Stage, n_epochs: int, max_epochs: int) -> None:
     usable = {
         "vae": "The VAE is usable: `get_latent_representation()` works, and `train_flow()` trains the flow on it.",
         "flow": "The flow is calibrated and usable: `predict_perturbation()` works.",
@@ -159,19 +160,30 @@ def _restored_interrupts() -> Iterator[None]:
 
 
 def _adapted(callbacks: list[Callback]) -> list[Callback]:
-    """The caller's callbacks; scvi-tools' :class:`SaveCheckpoint` reads back what :meth:`CFMVC.save` writes."""
-    for callback in callbacks:
-        if isinstance(callback, SaveCheckpoint):
-            callback.on_train_end = MethodType(_load_best_at_end, callback)
-            callback.on_exception = MethodType(_load_best_after_error, callback)
-    return list(callbacks)
+    """The caller's callbacks; scvi-tools' SaveCheckpoint behind one that reads what :meth:`CFMVC.save` writes."""
+    return [_reading_archives(callback) if isinstance(callback, SaveCheckpoint) else callback for callback in callbacks]
 
 
-def _load_best_at_end(callback: SaveCheckpoint, trainer: Any, plan: LightningModule) -> None:
-    if callback.load_best_on_end:
-        plan.module.load_state_dict(read_archive(callback.best_model_path, "model")["module"])
+def _reading_archives(callback: SaveCheckpoint) -> SaveCheckpoint:
+    """A callback of the same class and with the same attributes, whose best weights come from our own files."""
+    kind = type(type(callback).__name__, (_ReadsArchives, type(callback)), {})
+    ours = object.__new__(kind)
+    ours.__dict__ = callback.__dict__  # what it learns, such as `best_model_path`, the caller's object knows too
+    return ours
 
 
-def _load_best_after_error(callback: SaveCheckpoint, trainer: Any, plan: LightningModule, error: BaseException) -> None:
-    if callback.check_nan_gradients and callback.best_model_path and not isinstance(error, KeyboardInterrupt):
-        plan.module.load_state_dict(read_archive(callback.best_model_path, "model")["module"])
+class _ReadsArchives:
+    """Takes the place of the two hooks of :class:`SaveCheckpoint` that read a saved model."""
+
+    def on_train_end(self, trainer: Any, plan: LightningModule) -> None:
+        """Put the best weights into the networks."""
+        if self.load_best_on_end:
+            self._take_best(plan)
+
+    def on_exception(self, trainer: Any, plan: LightningModule, error: BaseException) -> None:
+        """The same after an error, unless the user stopped the training."""
+        if self.check_nan_gradients and self.best_model_path and not isinstance(error, KeyboardInterrupt):
+            self._take_best(plan)
+
+    def _take_best(self, plan: LightningModule) -> None:
+        plan.module.load_state_dict(read_archive(self.best_model_path, "model")["module"])

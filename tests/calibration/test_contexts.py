@@ -20,7 +20,7 @@ SHORT = {"vae_max_epochs": 1, "flow_max_epochs": 2}
 
 def test_strata_are_batch_and_covariates_without_the_cell_type():
     categorical = torch.tensor([[0, 0, 1], [0, 1, 1], [1, 0, 1], [0, 0, 0]])
-    code = strata(FlowContext(categorical))
+    code = strata(FlowContext(categorical[:, 0], categorical[:, 1], categorical[:, 2:]))
     assert code[0] == code[1] and len(set(code)) == 3
 
 
@@ -113,9 +113,9 @@ def test_known_types_are_left_alone(trained, cells):
 
 
 def test_nearest_is_the_best_correlated_profile(trained, cells):
-    table = trained._reader().read(relabelled(cells), allow_unknown=True)
+    table = trained._reader.read(relabelled(cells), allow_unknown=True)
     assert set(table.context.labels.tolist()) == {UNKNOWN, trained.cell_types.index("type1")}
-    profiles = trained.calibration_["profiles"]
+    profiles = trained.calibration_.state.profiles
     filled, unknown = with_nearest_labels(table, profiles, np.array([0, 1]))
     y = np.log1p(cells.X.toarray() / table.library[:, None] * 1e4)
     for i in np.flatnonzero(unknown)[:20]:

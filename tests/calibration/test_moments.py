@@ -19,7 +19,7 @@ def test_moments_and_the_highest_value(monkeypatch, container, piece):
     counts = rng.poisson(0.8, size=(40, 9)).astype(np.float32)
     counts[:, 4] = 0.0
     library = np.maximum(counts.sum(axis=1), 1.0)
-    context = FlowContext(torch.zeros(40, 2, dtype=torch.long))
+    context = FlowContext(*torch.zeros(2, 40, dtype=torch.long))
     cells = CellTable(container(counts), pd.DataFrame(index=range(40)), context, library, False)
     rows = np.array([5, 1, 30, 31, 8, 8, 0])
     y = np.log1p(counts[rows] / library[rows, None] * 1e4)

@@ -20,9 +20,14 @@ def make(scale: float = 0.0) -> LatentData:
     order = np.random.default_rng(0).permutation(len(labels))
     condition, labels = condition[order], labels[order]
     mean = torch.tensor(np.c_[np.arange(len(labels)), labels], dtype=torch.float32)
-    codes = torch.tensor(np.c_[np.zeros_like(labels), labels])
     p = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
-    return LatentData(mean, torch.full_like(mean, scale), FlowContext(codes), condition, p)
+    return LatentData(
+        mean,
+        torch.full_like(mean, scale),
+        FlowContext(*torch.tensor(np.stack([np.zeros_like(labels), labels]))),
+        condition,
+        p,
+    )
 
 
 def loader(data: LatentData, rows: np.ndarray | None = None, source: str = "control", **kwargs) -> PairLoader:
@@ -34,9 +39,9 @@ def loader(data: LatentData, rows: np.ndarray | None = None, source: str = "cont
 def whole_pass(pairs: PairLoader) -> FlowBatch:
     """One pass as one batch."""
     batches = list(pairs)
-    codes = torch.cat([batch.context.categorical for batch in batches])
+    codes = (torch.cat(column) for column in zip(*(batch.context.codes for batch in batches), strict=True))
     z0, z1, p = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("z0", "z1", "p"))
-    return FlowBatch(z0, z1, FlowContext(codes), p)
+    return FlowBatch(z0, z1, FlowContext(*codes), p)
 
 
 def rows_of(z: torch.Tensor) -> np.ndarray:
@@ -73,7 +78,7 @@ def test_every_cell_is_a_target_once_with_its_own_condition_and_context():
     target = rows_of(batch.z1)
     np.testing.assert_array_equal(np.sort(target), np.arange(COUNTS.sum()))
     assert torch.equal(batch.p, data.p[data.condition[target]])
-    assert torch.equal(batch.context.categorical, data.context.categorical[target])
+    assert torch.equal(batch.context.labels, data.context.labels[target])
 
 
 def test_batches_mix_conditions_in_proportion():

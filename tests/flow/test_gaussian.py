@@ -132,7 +132,7 @@ def compare(module: CFMVCModule, truth: Gaussians, draw: Draw, coupling: str, n:
 
 
 def condition(n: int) -> tuple[FlowContext, Tensor]:
-    return FlowContext(torch.zeros(n, 2, dtype=torch.long)), torch.ones(n, 1)
+    return FlowContext(*torch.zeros(2, n, dtype=torch.long)), torch.ones(n, 1)
 
 
 def _tensor(values: np.ndarray) -> Tensor:

@@ -25,7 +25,7 @@ def batch_of(counts: np.ndarray, dtype=np.float64, shares: int = 1) -> CountBatc
     return CountBatch(
         counts=next(SparseRows.in_parts(sparse.csr_matrix(lines.astype(dtype)), [len(counts)], shares)),
         library=torch.from_numpy(library.astype(dtype)),
-        context=FlowContext(torch.zeros(len(counts), 2, dtype=torch.long)),
+        context=FlowContext(*torch.zeros(2, len(counts), dtype=torch.long)),
         whole=bool((counts == np.floor(counts)).all()),
     )
 

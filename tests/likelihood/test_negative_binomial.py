@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from scvi.distributions import NegativeBinomial
+from scvi.distributions import NegativeBinomial as ScviNegativeBinomial
 
+from cfmvc_scvi.likelihood import NegativeBinomial
 from cfmvc_scvi.likelihood.negative_binomial import (
     counterfactual_mean,
     draw_counterfactual,
@@ -59,7 +60,7 @@ def test_log_prob_and_gradients_agree_with_scvi():
         if ours:
             log_prob = nb_log_prob(x[keep], mu.log(), th)
         else:
-            log_prob = NegativeBinomial(mu=mu, theta=th).log_prob(x[keep])
+            log_prob = ScviNegativeBinomial(mu=mu, theta=th).log_prob(x[keep])
         log_prob.sum().backward()
         values.append(log_prob.detach())
         gradients.append(torch.stack([mu.grad * mean[keep], th.grad * theta[keep]]))  # by the logarithms
@@ -270,3 +271,15 @@ def test_expected_lognorm_of_nothing_is_zero_and_it_grows_with_the_mean():
     values = expected_lognorm(means, np.array([1.0]), np.full(len(means), 5e3))[:, 0]
     assert values[0] == 0.0
     assert (np.diff(values) > 0).all()
+
+
+# ---- the class ----------------------------------------------------------------------------------------------------
+
+
+def test_dispersion_is_positive_and_bounded():
+    net = NegativeBinomial(30)
+    with torch.no_grad():
+        net.log_theta.copy_(torch.linspace(-100, 100, 30))
+    assert (net.theta > 0).all()
+    assert torch.isfinite(net.theta).all()
+    assert net.theta.max().item() == pytest.approx(torch.tensor(12.0).exp().item())

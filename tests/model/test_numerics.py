@@ -96,7 +96,7 @@ def test_extreme_dispersions_and_means(simulated, build, fit, value):
     """theta of e^-12 to e^12 (beyond which it is held), and genes whose share is about e^-80."""
     model = fit(build(simulated))
     decoder = model.module.decoder
-    decoder.log_theta.data.fill_(value)
+    model.module.likelihood.log_theta.data.fill_(value)
     decoder.output.bias.data[:30] = -80.0
     assert np.isfinite(float(model.get_elbo()))
     for kind in ("mean", "lognorm"):

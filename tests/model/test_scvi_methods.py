@@ -38,7 +38,7 @@ def test_reconstruction_error_is_the_negative_binomial(trained):
     cells = trained._cells(None)
     x = torch.as_tensor(cells.dense(slice(None)))
     with torch.inference_mode():
-        out = trained.module.inference(x, cells.context.categorical, cells.context.continuous)
+        out = trained.module.inference(x, cells.context)
         px = trained.module.generative(
             out["qz"].loc, out["qz_technical"].loc, out["library"], cells.context.batch.unsqueeze(-1)
         )["px"]
@@ -102,7 +102,7 @@ def test_posterior_predictive_sample(trained):
 def test_likelihood_parameters(trained):
     parameters = trained.get_likelihood_parameters(indices=ROWS)
     assert parameters["mean"].shape == (4, 60)
-    theta = trained.module.decoder.theta.detach().numpy()
+    theta = trained.module.likelihood.theta.detach().numpy()
     np.testing.assert_allclose(parameters["dispersions"], np.broadcast_to(theta, (4, 60)), rtol=1e-5)
 
 

@@ -21,12 +21,13 @@ def batch_of(*, size_factor: bool = False, covariates: bool = False) -> CountBat
     counts = rng.poisson(rng.gamma(0.4, 3.0, size=(N, G))).astype(np.float32)
     counts[2], counts[5, 1] = 0.0, 400.0
     library = np.maximum(counts.sum(axis=1), 1.0)
-    codes = [rng.integers(2, size=N), rng.integers(3, size=N)] + ([rng.integers(4, size=N)] if covariates else [])
+    batch, labels = (torch.tensor(rng.integers(n, size=N)) for n in (2, 3))
+    further = torch.tensor(rng.integers(4, size=(N, 1))) if covariates else None
     continuous = torch.tensor(rng.normal(size=(N, 1)), dtype=torch.float32) if covariates else None
     return CountBatch(
         counts=SparseRows.from_scipy(sparse.csr_matrix(counts)),
         library=torch.from_numpy(library * (3.0 if size_factor else 1.0)),
-        context=FlowContext(torch.tensor(np.stack(codes, axis=1)), continuous),
+        context=FlowContext(batch, labels, further, continuous),
         has_size_factor=size_factor,
     )
 

@@ -42,7 +42,7 @@ def cells() -> tuple[torch.Tensor, torch.Tensor, FlowContext]:
     """Latents, perturbation vectors and contexts."""
     torch.manual_seed(2)
     codes = torch.stack([torch.randint(0, N_BATCH, (N,)), torch.randint(0, N_LABELS, (N,))], dim=1)
-    return torch.randn(N, 5), torch.randn(N, N_PERTURBATION), FlowContext(codes)
+    return torch.randn(N, 5), torch.randn(N, N_PERTURBATION), FlowContext(*codes.T)
 
 
 def with_gradient(module: CFMVCModule) -> set[str]:
@@ -176,7 +176,7 @@ def test_cell_type_enters_the_context_only_where_asked(labels_in_context):
     module = randomised(labels_in_context=labels_in_context, n_spatial=2)
     codes = torch.zeros(N_LABELS, 2, dtype=torch.long)
     codes[:, 1] = torch.arange(N_LABELS)
-    encoded = module.encode_context(FlowContext(codes, spatial=torch.zeros(N_LABELS, 2)))
+    encoded = module.encode_context(FlowContext(*codes.T, spatial=torch.zeros(N_LABELS, 2)))
     assert encoded.shape[1] == (32 if labels_in_context else 24)
     assert len(encoded.unique(dim=0)) == (N_LABELS if labels_in_context else 1)
 
@@ -187,10 +187,10 @@ def test_coordinates_are_standardised():
     module.spatial_scale.copy_(torch.tensor([300.0, 20.0]))
     codes = torch.zeros(4, 2, dtype=torch.long)
     units = torch.randn(4, 2)
-    raw = module.encode_context(FlowContext(codes, spatial=units * module.spatial_scale + module.spatial_center))
+    raw = module.encode_context(FlowContext(*codes.T, spatial=units * module.spatial_scale + module.spatial_center))
     module.spatial_center.zero_()
     module.spatial_scale.fill_(1.0)
-    torch.testing.assert_close(raw, module.encode_context(FlowContext(codes, spatial=units)), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(raw, module.encode_context(FlowContext(*codes.T, spatial=units)), rtol=1e-3, atol=1e-4)
 
 
 # ---- batches of the technical latent ------------------------------------------------------------------------------

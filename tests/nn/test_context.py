@@ -69,7 +69,7 @@ def test_without_labels_the_cell_type_is_ignored():
 )
 def test_context_dimensions(categories, n_continuous, n_spatial, n_out):
     encoder = ContextEncoder(categories, n_continuous, n_spatial)
-    codes = torch.stack([torch.randint(0, n, (7,)) for n in categories], dim=1)
+    codes = [torch.randint(0, n, (7,)) for n in categories]
     continuous = torch.randn(7, n_continuous) if n_continuous else None
     spatial = torch.randn(7, n_spatial) if n_spatial else None
     assert encoder.n_out == n_out
@@ -79,7 +79,7 @@ def test_context_dimensions(categories, n_continuous, n_spatial, n_out):
 def test_context_depends_on_every_part():
     torch.manual_seed(0)
     encoder = ContextEncoder([2, 2], 1, 2)
-    parts = {"categorical": torch.zeros(1, 2).long(), "continuous": torch.zeros(1, 1), "spatial": torch.zeros(1, 2)}
+    parts = {"codes": torch.zeros(2, 1).long(), "continuous": torch.zeros(1, 1), "spatial": torch.zeros(1, 2)}
     base = encoder(**parts)
     for name, value in parts.items():
         assert not torch.equal(encoder(**(parts | {name: value + 1})), base), name

@@ -1,0 +1,240 @@
+"""What every part of the model class may use: its state, declared in one list, and its services."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Final, Literal
+
+import numpy as np
+import torch
+from anndata import AnnData
+from scvi import REGISTRY_KEYS, settings
+from scvi.model.base import BaseModelClass
+
+from cfmvc_scvi._types import CellSplit
+from cfmvc_scvi.calibration import Calibration
+from cfmvc_scvi.cells.latents import CellPosterior
+from cfmvc_scvi.cells.table import ROW_UNIT, CellReader, CellTable, categories
+from cfmvc_scvi.module import CFMVCModule
+from cfmvc_scvi.registration.fields import vocabulary_state
+from cfmvc_scvi.registration.keys import SetupKeys
+from cfmvc_scvi.registration.registration import CellConditions
+from cfmvc_scvi.registration.vocabulary import PerturbationVocabulary
+
+#: State of a model beside the weights of its networks, with its values before training. It is saved with the model and,
+#: but for the calibration, with every checkpoint. Names end with an underscore, as scvi-tools asks of what is saved.
+STATE: Final[dict[str, Any]] = {
+    "is_vae_trained_": False,
+    "is_flow_trained_": False,
+    "trained_conditions_": None,
+    "split_": None,
+    "dose_response_": None,
+    "calibration_": None,
+}
+#: What each stage makes anew, and the values until then.
+MADE_ANEW: Final[dict[str, dict[str, Any]]] = {
+    "vae": {"is_vae_trained_": False, "is_flow_trained_": False, "is_trained_": False, "calibration_": None},
+    "flow": {"is_flow_trained_": False, "is_trained_": False},
+}
+
+
+class ModelBase(BaseModelClass):
+    """State and services of :class:`~cfmvc_scvi.CFMVC`, which its mixins inherit.
+
+    Attributes
+    ----------
+    module
+        The networks.
+    flow_source, coupling
+        Where the flow starts, and how its sources and targets are paired.
+    is_vae_trained_, is_flow_trained_
+        Which stages are through.
+    trained_conditions_
+        Key of every condition and code of every cell type that were trained on together.
+    split_
+        Rows of training, validation and test cells.
+    dose_response_
+        Parameters of the dose-response curve of every perturbation.
+    calibration_
+        What decoded changes are corrected to.
+    """
+
+    _module_cls: ClassVar[type[CFMVCModule]] = CFMVCModule
+
+    module: CFMVCModule
+    flow_source: Literal["control", "noise"]
+    coupling: Literal["ot", "independent"]
+    is_vae_trained_: bool
+    is_flow_trained_: bool
+    trained_conditions_: list[tuple[tuple[tuple[str, ...], tuple[float, ...]], int]] | None
+    split_: list[np.ndarray] | None
+    dose_response_: dict[str, dict[str, float]] | None
+    calibration_: Calibration | None
+
+    def __init__(self, adata: AnnData | None = None, registry: dict | None = None) -> None:
+        super().__init__(adata, registry)
+        vars(self).update(STATE)
+
+    # ---- what the registration says ---------------------------------------------------------------------------
+
+    @cached_property
+    def setup_keys(self) -> SetupKeys:
+        """Where each field is found in an AnnData."""
+        return SetupKeys(**self.registry["setup_args"])
+
+    @property
+    def vocabulary(self) -> PerturbationVocabulary:
+        """Perturbations of the training data and their vectors; made again when the dose responses are learned."""
+        made_for, vocabulary = vars(self).get("_vocabulary", (None, None))
+        if vocabulary is None or made_for is not self.dose_response_:
+            vocabulary = PerturbationVocabulary.from_registry(
+                vocabulary_state(self._field_registries), self.dose_response_
+            )
+            self._vocabulary = (self.dose_response_, vocabulary)
+        return vocabulary
+
+    @cached_property
+    def cell_types(self) -> list[str]:
+        """Cell types of the training data, in the order of their codes."""
+        return categories(self._field_registries, REGISTRY_KEYS.LABELS_KEY)
+
+    @cached_property
+    def batches(self) -> list[str]:
+        """Batches of the training data, in the order of their codes."""
+        return categories(self._field_registries, REGISTRY_KEYS.BATCH_KEY)
+
+    @property
+    def _field_registries(self) -> dict[str, Any]:
+        return self.registry["field_registries"]
+
+    def _conditions_of(self, adata: AnnData) -> CellConditions:
+        """Condition of every cell of an AnnData."""
+        return CellConditions.of(adata, self.setup_keys, self.vocabulary)
+
+    # ---- cells and their latents ------------------------------------------------------------------------------
+
+    @cached_property
+    def _reader(self) -> CellReader:
+        return CellReader(self._field_registries, self.get_var_names(), self.setup_keys)
+
+    def _cells(
+        self,
+        adata: AnnData | None,
+        indices: Sequence[int] | None = None,
+        batch: str | None = None,
+        *,
+        allow_unknown: bool = False,
+    ) -> CellTable:
+        """Cells as the networks read them; nothing is written into the AnnData."""
+        if adata is None:
+            self._require_adata("use its cells")
+            adata = self.adata
+        read = functools.partial(self._reader.read, adata, batch=batch, allow_unknown=allow_unknown)
+        rows = None if indices is None else as_rows(indices, adata.n_obs)
+        # no counts at all would be refused: where no cell is asked for, all are checked
+        cells = read(rows=rows) if rows is None or len(rows) else read().take(rows)
+        if adata is not self.adata:
+            _warn_of_empty_cells(cells)
+        return cells
+
+    @torch.inference_mode()
+    def _encode(self, cells: CellTable, batch_size: int | None = None) -> CellPosterior:
+        """Posterior of both latents of every cell."""
+        self.module.eval()
+        n, module = len(cells), self.module
+        dims = (module.n_latent, module.n_latent, module.n_latent_technical, module.n_latent_technical)
+        # filled in place: kept pieces between the large arrays of every chunk would splinter the memory
+        whole = CellPosterior(*(torch.empty(n, dim) for dim in dims))
+        start = 0
+        for table, rows in _in_whole_units(cells, batch_size or settings.batch_size):
+            q, q_tech = module.posterior_of(table.batch(rows).to(module.device))
+            stop = min(start + rows.stop - rows.start, n)
+            whole.put(start, CellPosterior(q.loc, q.scale, q_tech.loc, q_tech.scale)[: stop - start])
+            start = stop
+        return whole
+
+    # ---- the split and the seed -------------------------------------------------------------------------------
+
+    @property
+    def _split(self) -> CellSplit | None:
+        return None if self.split_ is None else CellSplit(*self.split_)
+
+    @property
+    def _fitted_rows(self) -> np.ndarray:
+        """Rows of the training and validation cells."""
+        return np.sort(np.concatenate(self.split_[:2]))
+
+    @property
+    def _seed(self) -> int:
+        return 0 if settings.seed is None else int(settings.seed)
+
+    # ---- what a call needs ------------------------------------------------------------------------------------
+
+    def _require_adata(self, task: str) -> None:
+        if self.adata is None:
+            raise RuntimeError(f"This model was loaded without data: load it with `adata=` to {task}.")
+
+    def _require_vae(self, task: str) -> None:
+        if not self.is_vae_trained_:
+            raise RuntimeError(f"Train the model before you {task}: call `model.train()` or `model.train_vae()`.")
+
+    def _require_flow(self, task: str) -> None:
+        if not self.is_flow_trained_:
+            first = "`model.train_flow()`" if self.is_vae_trained_ else "`model.train()`"
+            raise RuntimeError(f"The flow is not trained, so the model cannot {task}: call {first}.")
+
+    # ---- the state as a whole ---------------------------------------------------------------------------------
+
+    def _get_state(self) -> dict[str, Any]:
+        """Everything in :data:`STATE`, and whether scvi-tools may take the model for trained."""
+        return {name: getattr(self, name) for name in (*STATE, "is_trained_")}
+
+    def _set_state(self, state: Mapping[str, Any]) -> None:
+        """Counterpart of :meth:`_get_state`; what is not given stays as it is."""
+        unknown = state.keys() - {*STATE, "is_trained_"}
+        if unknown:
+            raise ValueError(f"{sorted(unknown)} are no state of a model: the file is of another version or damaged.")
+        vars(self).update(state)
+
+
+def as_rows(indices: Sequence[int], n_cells: int) -> np.ndarray:
+    """Integer rows of indices or of a boolean mask.
+
+    Raises
+    ------
+    IndexError
+        For a mask of another length or rows out of range.
+    """
+    rows = np.asarray(indices)
+    if rows.dtype == bool:
+        if len(rows) != n_cells:
+            raise IndexError(f"`indices` is a mask of length {len(rows)} for {n_cells} cells.")
+        return np.flatnonzero(rows)
+    rows = rows.astype(np.int64)
+    if len(rows) and (rows.min() < -n_cells or rows.max() >= n_cells):
+        raise IndexError(f"`indices` reach from {rows.min()} to {rows.max()}; there are {n_cells} cells.")
+    return rows % n_cells if n_cells else rows
+
+
+def _in_whole_units(cells: CellTable, size: int) -> Iterator[tuple[CellTable, slice]]:
+    """Chunks of cells, in whole units of rows: only the cells that fill none are copied, and padded."""
+    whole = len(cells) // ROW_UNIT * ROW_UNIT
+    for rows in cells.chunks(size):
+        if rows.start < whole:
+            yield cells, slice(rows.start, min(rows.stop, whole))
+    if whole < len(cells):
+        yield cells.take(np.arange(whole, len(cells))).padded(), slice(0, ROW_UNIT)
+
+
+def _warn_of_empty_cells(cells: CellTable) -> None:
+    empty = np.flatnonzero(np.asarray(cells.counts.sum(axis=1)).ravel() == 0)
+    if len(empty):
+        warnings.warn(
+            f"{len(empty)} cells have no counts in the model's genes, e.g. {list(cells.obs.index[empty[:3]])}: what "
+            "comes out for them is a guess from their cell type. Leave them out.",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel,
+        )

@@ -1,0 +1,136 @@
+"""Estimators of the mean effect of a condition on every gene in a cell type, and how others are added."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import numpy as np
+
+from cfmvc_scvi.calibration.process import MeanEffects
+
+
+@dataclass(frozen=True)
+class EffectQuery:
+    """A condition in a cell type, and what the model's own parts say of its mean effect.
+
+    Effects are changes of the mean of log1p of counts per 10,000, arrays of shape (n_genes,).
+
+    Attributes
+    ----------
+    members
+        Weighted vectors of the perturbations given together, shape (n_members, n_features).
+    label
+        Code of the cell type.
+    latent
+        Effect that the latent path decodes, mean over the control cells that stand for the cell type.
+    process
+        Effect by the Gaussian process over the training populations; ``None`` where there were no populations.
+    """
+
+    members: np.ndarray
+    label: int
+    latent: np.ndarray
+    process: np.ndarray | None
+
+
+class EffectEstimator(ABC):
+    """Estimates the mean effect that decoded changes are corrected to.
+
+    A further estimator is one subclass and one call of :func:`register_estimator`. ``fit`` sees the training
+    populations; an estimator that learns nothing of them keeps the default.
+    """
+
+    #: Name that ``model.calibrate(estimator=...)`` takes.
+    name: ClassVar[str]
+
+    @classmethod
+    def fit(cls, effects: MeanEffects, profiles: np.ndarray) -> EffectEstimator:
+        """Learn from the training populations.
+
+        Parameters
+        ----------
+        effects
+            Observed mean effects of the populations; there may be none.
+        profiles
+            Mean log1p CP10k of the control cells of every cell type, shape (n_labels, n_genes).
+        """
+        return cls()
+
+    @abstractmethod
+    def estimate(self, query: EffectQuery) -> np.ndarray:
+        """Mean effect, shape (n_genes,)."""
+
+    def to_saved(self) -> dict[str, Any]:
+        """Plain containers of what :meth:`fit` learned."""
+        return {}
+
+    @classmethod
+    def from_saved(cls, saved: dict[str, Any]) -> EffectEstimator:
+        """Counterpart of :meth:`to_saved`."""
+        return cls(**saved)
+
+
+class LatentEstimator(EffectEstimator):
+    """The latent path alone: what the flow and the decoder say."""
+
+    name = "latent"
+
+    def estimate(self, query: EffectQuery) -> np.ndarray:
+        """See :meth:`EffectEstimator.estimate`."""
+        return query.latent
+
+
+class ProcessEstimator(EffectEstimator):
+    """The Gaussian process over the training populations alone; the latent path where there were none."""
+
+    name = "process"
+
+    def estimate(self, query: EffectQuery) -> np.ndarray:
+        """See :meth:`EffectEstimator.estimate`."""
+        return query.latent if query.process is None else query.process
+
+
+class AverageEstimator(EffectEstimator):
+    """Mean of the latent path's and the process's estimates; the latent path alone where there were no populations.
+
+    The latent path says how a cell type differs in its response, and is biased on genes that the latent does not
+    hold; the process knows every gene, and a context only by how similar it is to those of the training data.
+    """
+
+    name = "average"
+    #: Weight of the process.
+    WEIGHT: ClassVar[float] = 0.5
+
+    def estimate(self, query: EffectQuery) -> np.ndarray:
+        """See :meth:`EffectEstimator.estimate`."""
+        if query.process is None:
+            return query.latent
+        return (1.0 - self.WEIGHT) * query.latent + self.WEIGHT * query.process
+
+
+ESTIMATORS: Final[dict[str, type[EffectEstimator]]] = {}
+
+
+def register_estimator(estimator: type[EffectEstimator]) -> type[EffectEstimator]:
+    """Make an estimator known by its name; returns it, so that this can decorate the class."""
+    ESTIMATORS[estimator.name] = estimator
+    return estimator
+
+
+for _estimator in (LatentEstimator, ProcessEstimator, AverageEstimator):
+    register_estimator(_estimator)
+
+
+def get_estimator(name: str) -> type[EffectEstimator]:
+    """Estimator of that name.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name; lists those that are known.
+    """
+    if name not in ESTIMATORS:
+        raise ValueError(f"Unknown `estimator` {name!r}: choose one of {sorted(ESTIMATORS)}.")
+    return ESTIMATORS[name]

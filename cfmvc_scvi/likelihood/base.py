@@ -1,0 +1,119 @@
+"""What a likelihood of counts must be able to do, and how others are added."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from cfmvc_scvi._types import CountBatch, at_least_float32
+
+
+class Likelihood(nn.Module, ABC):
+    """Distribution of the counts of every gene around their means; holds the parameters beside the mean.
+
+    A likelihood is one file with one subclass and one name in :data:`LIKELIHOODS`. Training needs :meth:`log_prob`
+    alone; :meth:`reconstruction_loss` may be replaced by a faster function of the same value. Counts and means are
+    arrays of shape (n, n_genes).
+
+    Parameters
+    ----------
+    n_genes
+        Genes.
+    """
+
+    def __init__(self, n_genes: int) -> None:
+        super().__init__()
+        self.n_genes = n_genes
+
+    # ---- training, in torch -----------------------------------------------------------------------------------
+
+    @abstractmethod
+    def log_prob(self, x: Tensor, log_mean: Tensor) -> Tensor:
+        """Log-probability of the counts ``x`` given the log of their means, in at least float32; (n, n_genes)."""
+
+    @abstractmethod
+    def distribution(self, mean: Tensor, share: Tensor) -> Distribution:
+        """The distribution as scvi-tools' own methods read it; ``share`` is the mean over the library size."""
+
+    def reconstruction_loss(self, features: Tensor, output: nn.Linear, batch: CountBatch, *, panel: bool) -> Tensor:
+        """Mean negative log-likelihood of cells, a scalar.
+
+        Parameters
+        ----------
+        features
+            Input of the decoder's last layer, shape (n, n_features).
+        output
+            That layer, whose outputs are the logits of the genes' shares.
+        batch
+            Counts and library sizes.
+        panel
+            Whether one more share, of logit 0, stands for the genes outside the data.
+        """
+        logits = at_least_float32(output(features))
+        total = torch.logsumexp(logits, dim=-1, keepdim=True)
+        total = nn.functional.softplus(total) if panel else total
+        log_mean = logits - total + batch.library.log().unsqueeze(-1)
+        return -self.log_prob(batch.counts.dense(), log_mean).sum(dim=-1).mean()
+
+    # ---- prediction, in numpy ---------------------------------------------------------------------------------
+
+    @abstractmethod
+    def expected_lognorm(self, mean: np.ndarray, library: np.ndarray) -> np.ndarray:
+        r"""Mean of log1p of counts per 10,000, :math:`E[\log(1 + 10^4 x / L)]`, of counts with these means.
+
+        Parameters
+        ----------
+        mean
+            Means, shape (n, n_genes).
+        library
+            Library size :math:`L` of every row, shape (n,).
+        """
+
+    @abstractmethod
+    def draw(self, mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Counts with these means, whole numbers of shape (n, n_genes)."""
+
+    @abstractmethod
+    def draw_counterfactual(
+        self, x: np.ndarray, mean0: np.ndarray, log_ratio: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Counts of one cell, had its means been multiplied.
+
+        Parameters
+        ----------
+        x
+            Observed counts, shape (n_genes,).
+        mean0
+            Means they were drawn with, shape (n_genes,).
+        log_ratio
+            Log of the factor on the means, shape (n_genes,); 0 returns the observed count.
+        rng
+            Random generator of the cell.
+        """
+
+
+#: Name to class; the names are those of scvi-tools' ``gene_likelihood``.
+LIKELIHOODS: Final[dict[str, type[Likelihood]]] = {}
+
+
+def register_likelihood(name: str, likelihood: type[Likelihood]) -> None:
+    """Make a likelihood known by a name, for ``CFMVC(adata, gene_likelihood=name)``."""
+    LIKELIHOODS[name] = likelihood
+
+
+def get_likelihood(name: str, n_genes: int) -> Likelihood:
+    """Likelihood of that name.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name; lists those that are known.
+    """
+    if name not in LIKELIHOODS:
+        raise ValueError(f"Unknown `gene_likelihood` {name!r}: choose one of {sorted(LIKELIHOODS)}.")
+    return LIKELIHOODS[name](n_genes)

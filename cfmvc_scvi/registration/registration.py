@@ -1,0 +1,98 @@
+"""What one registration of an AnnData establishes, worked out once: columns, labels, doses, conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from anndata import AnnData
+from scvi.data.fields import BaseAnnDataField
+
+from cfmvc_scvi.registration.checks import check_anndata, validate, warn_of_design
+from cfmvc_scvi.registration.fields import make_fields
+from cfmvc_scvi.registration.keys import (
+    SetupKeys,
+    build_vocabulary,
+    cell_dosage,
+    has_presence_matrix,
+    perturbation_labels,
+    resolve_keys,
+)
+from cfmvc_scvi.registration.vocabulary import Condition, PerturbationVocabulary, cell_conditions
+
+
+@dataclass(frozen=True)
+class CellConditions:
+    """Condition of every cell of an AnnData.
+
+    Attributes
+    ----------
+    code
+        Index into ``conditions`` of every cell, 0 for control; shape (n_cells,).
+    conditions
+        The different conditions, control first.
+    """
+
+    code: np.ndarray
+    conditions: list[Condition]
+
+    @classmethod
+    def of(cls, adata: AnnData, keys: SetupKeys, vocabulary: PerturbationVocabulary) -> CellConditions:
+        """Conditions of the cells of any AnnData with the columns of a registration."""
+        labels, dosage = perturbation_labels(adata, keys), cell_dosage(adata, keys.dosage_key)
+        return cls(*cell_conditions(vocabulary, labels, dosage))
+
+    @property
+    def is_control(self) -> np.ndarray:
+        """Which cells are unperturbed, also by a dose of 0; booleans, shape (n_cells,)."""
+        return self.code == 0
+
+
+@dataclass(frozen=True)
+class Registration:
+    """One AnnData as it is registered.
+
+    Attributes
+    ----------
+    keys
+        Where each field is found.
+    is_matrix
+        Whether the perturbations are a presence matrix in ``obsm``.
+    vocabulary
+        Saved state of the :class:`~cfmvc_scvi.registration.vocabulary.PerturbationVocabulary`; ``None`` for data that
+        are set up for a model that has one.
+    """
+
+    keys: SetupKeys
+    is_matrix: bool
+    vocabulary: Mapping[str, Any] | None
+
+    @classmethod
+    def of(cls, adata: AnnData, *, is_new: bool, **arguments: Any) -> Registration:
+        """Check an AnnData and find its fields.
+
+        Parameters
+        ----------
+        adata
+            The data.
+        is_new
+            Whether a model is to be made of them; else they are set up for a model that is there.
+        **arguments
+            Those of :meth:`cfmvc_scvi.CFMVC.setup_anndata`, which also says what is raised and warned of.
+        """
+        check_anndata(adata)
+        keys = resolve_keys(adata, from_registry=not is_new, **arguments)
+        validate(adata, keys, is_new=is_new)
+        vocabulary = None
+        if is_new:
+            labels, dosage = perturbation_labels(adata, keys), cell_dosage(adata, keys.dosage_key)
+            vocabulary = build_vocabulary(adata, keys, labels, dosage)
+            found = cell_conditions(PerturbationVocabulary.from_registry(vocabulary), labels, dosage)
+            warn_of_design(adata, keys, *found)
+        return cls(keys, has_presence_matrix(adata, keys.perturbation_key), vocabulary)
+
+    def fields(self) -> list[BaseAnnDataField]:
+        """scvi-tools' fields of the registration."""
+        return make_fields(self.keys, self.vocabulary, presence_matrix=self.is_matrix)
