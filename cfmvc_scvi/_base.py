@@ -73,6 +73,7 @@ class ModelBase(BaseModelClass):
     split_: list[np.ndarray] | None
     dose_response_: dict[str, dict[str, float]] | None
     calibration_: Calibration | None
+    init_params_: dict[str, Any]
 
     def __init__(self, adata: AnnData | None = None, registry: dict | None = None) -> None:
         super().__init__(adata, registry)
