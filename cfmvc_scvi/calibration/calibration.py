@@ -142,6 +142,7 @@ class Calibration:
         vocabulary: PerturbationVocabulary,
         *,
         estimator: str | None = "average",
+        spread: bool = True,
         seed: int = 0,
     ) -> Calibration:
         """Learn from the training cells, and keep control cells that stand for their cell types.
@@ -158,6 +159,8 @@ class Calibration:
             Networks and perturbations of the model.
         estimator
             Name of the estimator of the mean effect; ``None`` corrects nothing (:class:`Uncalibrated`).
+        spread
+            Whether the spread of every gene over cells changes as it did in the training populations.
         seed
             Of the choice of control cells.
         """
@@ -165,11 +168,12 @@ class Calibration:
         effects = MeanEffects(populations.effect, populations.variance, members, populations.label)
         chosen = None if estimator is None else get_estimator(estimator).fit(effects, populations.mean0)
         rng = np.random.default_rng(seed)
+        spread_effect = populations.spread_effect(members.sum(axis=1))
         state = CalibrationState(
             profiles=populations.mean0.astype(np.float32),
             variance=populations.spread0.astype(np.float32),
             highest=highest_lognorm(cache.cells, rows),
-            spread_effect=populations.spread_effect(members.sum(axis=1)),
+            spread_effect=spread_effect if spread else np.zeros_like(spread_effect),
             reference=[StoredReference.sample(cache, cells, rng) for cells in populations.control],
             process=EffectGP(populations.mean0).fit(effects) if len(populations) else None,
             estimator=chosen,

@@ -245,10 +245,10 @@ class TrainingMixin(ModelBase):
     def _finish_flow(self, cache: LatentCache, populations: Populations) -> None:
         """What makes a flow usable once its weights are there."""
         self.trained_conditions_ = _trained_conditions(cache, self._split.train)
-        self.calibration_ = self._fit_calibration(cache, populations, "average")
+        self.calibration_ = self._fit_calibration(cache, populations)
         self.is_flow_trained_ = self.is_trained_ = True
 
-    def calibrate(self, estimator: str | None = "average") -> None:
+    def calibrate(self, estimator: str | None = "average", *, spread: bool = True) -> None:
         """Calibrate a trained model anew, to another estimate of the mean effects; the networks stay as they are.
 
         Parameters
@@ -257,6 +257,8 @@ class TrainingMixin(ModelBase):
             ``"average"`` of the latent path's estimate and the Gaussian process's (what training ends with),
             ``"latent"`` or ``"process"`` alone, the name of an estimator that was registered with
             :func:`cfmvc_scvi.calibration.register_estimator`, or ``None``: decoded changes stay as they are.
+        spread
+            Whether the spread of every gene over cells changes as it did in the training populations.
 
         Raises
         ------
@@ -269,17 +271,11 @@ class TrainingMixin(ModelBase):
         self._require_adata("calibrate it")
         cache = self._latents()
         populations = Populations.of(cache, self._fitted_rows, len(self.cell_types))
-        self.calibration_ = self._fit_calibration(cache, populations, estimator)
+        self.calibration_ = self._fit_calibration(cache, populations, estimator=estimator, spread=spread)
 
-    def _fit_calibration(self, cache: LatentCache, populations: Populations, estimator: str | None) -> Calibration:
+    def _fit_calibration(self, cache: LatentCache, populations: Populations, **choices: Any) -> Calibration:
         return Calibration.fit(
-            cache,
-            self._fitted_rows,
-            populations,
-            self.module,
-            self.vocabulary,
-            estimator=estimator,
-            seed=self._seed,
+            cache, self._fitted_rows, populations, self.module, self.vocabulary, seed=self._seed, **choices
         )
 
     def _fit_doses(self, cache: LatentCache, populations: Populations) -> None:
