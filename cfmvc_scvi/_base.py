@@ -17,7 +17,8 @@ from scvi.model.base import BaseModelClass
 from cfmvc_scvi._types import CellSplit
 from cfmvc_scvi.calibration import Calibration
 from cfmvc_scvi.cells.latents import CellPosterior
-from cfmvc_scvi.cells.table import ROW_UNIT, CellReader, CellTable, categories
+from cfmvc_scvi.cells.reader import CellReader, categories
+from cfmvc_scvi.cells.table import ROW_UNIT, CellTable
 from cfmvc_scvi.module import CFMVCModule
 from cfmvc_scvi.registration.fields import vocabulary_state
 from cfmvc_scvi.registration.keys import SetupKeys

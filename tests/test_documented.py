@@ -15,7 +15,7 @@ import cfmvc_scvi
 from cfmvc_scvi import CFMVC
 
 DOCS = Path(__file__).parents[1] / "docs"
-PACKAGES = ["data", "metrics", "pl", "train", "flow", "nn"]
+PACKAGES = ["data", "metrics", "pl", "train", "calibration", "likelihood", "flow", "nn"]
 
 needs_docs = pytest.mark.skipif(not DOCS.is_dir(), reason="docs/ is not part of this distribution")
 

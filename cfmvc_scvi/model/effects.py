@@ -13,7 +13,7 @@ from cfmvc_scvi.calibration.populations import Populations
 from cfmvc_scvi.calibration.process import MeanEffects
 from cfmvc_scvi.calibration.process_error import find_misfit
 from cfmvc_scvi.cells.latents import LatentCache
-from cfmvc_scvi.cells.table import unknown_level_message
+from cfmvc_scvi.cells.reader import unknown_level_message
 from cfmvc_scvi.prediction.request import RequestMixin, default_solver
 from cfmvc_scvi.prediction.support import SupportMixin
 from cfmvc_scvi.registration.vocabulary import Condition

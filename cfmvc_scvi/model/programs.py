@@ -8,7 +8,7 @@ import torch
 
 from cfmvc_scvi._constants import CP10K
 from cfmvc_scvi.calibration.reference import ReferenceCells
-from cfmvc_scvi.cells.table import unknown_level_message
+from cfmvc_scvi.cells.reader import unknown_level_message
 from cfmvc_scvi.flow import Solver
 from cfmvc_scvi.model.inspect import InspectionMixin
 from cfmvc_scvi.prediction.request import default_solver
