@@ -2,7 +2,7 @@
 
 from cfmvc_scvi.train.checkpoint import CheckpointFolder
 from cfmvc_scvi.train.flow_plan import FlowTrainingPlan
-from cfmvc_scvi.train.modes import reject_unknown
+from cfmvc_scvi.train.parts import reject_unknown
 from cfmvc_scvi.train.run import run_stage
 from cfmvc_scvi.train.state import ModelState, StageArguments
 from cfmvc_scvi.train.vae_plan import VAETrainingPlan

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from cfmvc_scvi._types import FlowBatch
 from cfmvc_scvi.module import CFMVCModule
-from cfmvc_scvi.train.modes import EpochSums, FiniteWatch, check_finite_weights, set_modes
+from cfmvc_scvi.train.guards import FiniteWatch, check_finite_weights
+from cfmvc_scvi.train.parts import EpochSums, set_modes
 from cfmvc_scvi.train.steps import LeanSteps
 
 

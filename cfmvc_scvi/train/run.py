@@ -17,10 +17,10 @@ from scvi.train import SaveCheckpoint, TrainRunner
 
 from cfmvc_scvi.io.archive import read_archive
 from cfmvc_scvi.train.checkpoint import CheckpointFolder, EpochKeeper
+from cfmvc_scvi.train.guards import DivergenceWatch
 from cfmvc_scvi.train.history import merge_histories
 from cfmvc_scvi.train.state import STAGE_NAMES, ModelState, Stage
 from cfmvc_scvi.train.steps import NoProfiler
-from cfmvc_scvi.train.watch import DivergenceWatch
 
 #: Precisions of Lightning's trainer in which the weights stay float32.
 _PRECISIONS = {"32", "32-true", "bf16", "bf16-mixed", "16", "16-mixed"}

@@ -7,7 +7,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from cfmvc_scvi.train.modes import EpochSums, FiniteWatch
+from cfmvc_scvi.train.guards import FiniteWatch
+from cfmvc_scvi.train.parts import EpochSums
 
 STAGE_1 = {
     *(

@@ -1,13 +1,15 @@
-"""Watches a stage for divergence that stays finite: a loss far above that of a model that does nothing."""
+"""Guards of a training that diverges: a loss or weight that is not finite, or one far above that of doing nothing."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 
 #: Losses above these multiples of the reference are divergence: in any epoch, and in the last.
 _ANY_EPOCH, _LAST_EPOCH = 10.0, 3.0
@@ -17,6 +19,50 @@ _STAGES = {
     "vae": ("stage 1 (VAE)", "negative ELBO", "at the start of the training", "vae_plan_kwargs"),
     "flow": ("stage 2 (flow)", "flow-matching loss", "of a flow that moves nothing", "flow_plan_kwargs"),
 }
+
+
+def check_finite_loss(loss: float, stage: str, quantity: str, epoch: int, argument: str, lr: float) -> None:
+    """Raise when a loss is not finite; nothing is masked."""
+    if math.isfinite(loss):
+        return
+    raise FloatingPointError(
+        f"{stage} diverged in epoch {epoch}: the {quantity} is {loss}. The usual cause is a learning rate "
+        f"that is too high (now {lr}): pass a lower one, `{argument}={{'lr': {lr / 10:g}}}`, and train again."
+    )
+
+
+def check_finite_weights(parts: Iterable[nn.Module], stage: str, argument: str, lr: float) -> None:
+    """Raise when a trained weight is not finite: the last step of a fit is followed by no loss that would show it."""
+    if all(bool(torch.isfinite(p).all()) for part in parts for p in part.parameters()):
+        return
+    raise FloatingPointError(
+        f"{stage} diverged in its last epoch: weights are not finite. The usual cause is a learning rate that is too "
+        f"high (now {lr}): pass a lower one, `{argument}={{'lr': {lr / 10:g}}}`, and train again."
+    )
+
+
+class FiniteWatch:
+    """Raises when the loss of a step is not finite, as :func:`check_finite_loss` says.
+
+    On the CPU every step is looked at. On a device, where looking waits for it, losses are added up and looked at
+    every ``every`` steps and at the end of an epoch; a loss that is not finite stays in the sum.
+    """
+
+    def __init__(self, stage: str, quantity: str, argument: str, lr: float, *, every: int = 32) -> None:
+        self._what = (stage, quantity)
+        self._remedy = (argument, lr)
+        self._every = every
+        self._steps = 0
+        self._sum: Tensor | float = 0.0
+
+    def __call__(self, loss: Tensor, epoch: int, last: bool) -> None:
+        """Look at the loss of a step; ``last`` says that it is the last of its epoch."""
+        self._steps += 1
+        on_cpu = loss.device.type == "cpu"
+        self._sum = loss.item() if on_cpu else self._sum + loss.detach()
+        if on_cpu or last or self._steps % self._every == 0:
+            check_finite_loss(float(self._sum), *self._what, epoch, *self._remedy)
+            self._sum = 0.0
 
 
 class DivergenceWatch(Callback):
