@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
+from cfmvc_scvi._constants import CP10K
 from cfmvc_scvi.metrics._arrays import (
     ROUNDING,
     GeneSelection,
@@ -60,7 +61,7 @@ def log1p_cp10k(counts: Matrix, library: np.ndarray | None = None) -> Matrix:
             f"`library` is not a positive number in {int(unusable.sum())} cell(s) with counts, first in "
             f"row {int(np.flatnonzero(unusable)[0])}. Pass each cell's total, or `None` for the row sums."
         )
-    factor = np.where(row_sums > 0, 1e4 / np.where(row_sums > 0, size, 1.0), 0.0)
+    factor = np.where(row_sums > 0, CP10K / np.where(row_sums > 0, size, 1.0), 0.0)
     if sp.issparse(counts):
         return sp.csr_matrix(sp.diags_array(factor) @ counts).log1p()
     return np.log1p(counts * factor[:, None])
