@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -10,6 +9,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
+
+from cfmvc_scvi._constants import CP10K
+from cfmvc_scvi._messages import missing_genes, unknown_choice
 
 #: Cells that gene vectors are computed from, at most; more change little.
 _MOST_CELLS = 20_000
@@ -139,7 +141,7 @@ def _gene_columns(
 ) -> tuple[list[str], np.ndarray]:
     """Perturbations whose gene is there, and the position of that gene."""
     if missing not in ("error", "drop"):
-        raise ValueError(f"Unknown `missing` {missing!r}: choose 'error' or 'drop'.")
+        raise ValueError(unknown_choice("missing", missing, ("error", "drop")))
     if isinstance(perturbations, Mapping):
         genes = {str(k): str(v) for k, v in perturbations.items()}
     else:
@@ -147,12 +149,11 @@ def _gene_columns(
     columns = adata.var_names.get_indexer(list(genes.values()))
     lost = [name for name, column in zip(genes, columns, strict=True) if column < 0]
     if lost and (missing == "error" or len(lost) == len(genes)):
-        known = [str(name) for name in adata.var_names]
-        close = sorted({m for name in lost[:20] for m in difflib.get_close_matches(genes[name], known, n=1)})
+        wanted = f"the {len(genes)} genes of the perturbations"
         raise ValueError(
-            f"{len(lost)} of {len(genes)} perturbations are not genes of this AnnData: {lost[:10]}."
-            f"{f' Close matches: {close[:5]}.' if close else ''} Pass a mapping from perturbation to gene where "
-            "the names differ, the AnnData with all genes where it was cut to a panel, or `missing='drop'`."
+            f"{missing_genes([genes[name] for name in lost], adata.var_names, wanted=wanted)} Pass a mapping from "
+            "perturbation to gene where the perturbations have other names, an AnnData with all genes where this one is "
+            "cut to a panel, or `missing='drop'`."
         )
     kept = columns >= 0
     return [name for name, there in zip(genes, kept, strict=True) if there], columns[kept]
@@ -168,7 +169,7 @@ def _lognorm(adata: AnnData, layer: str | None) -> np.ndarray:
     if counts.size and counts.min() < 0:
         raise ValueError("The counts have negative values; raw counts of control cells are needed.")
     total = np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
-    return np.log1p(counts / total * 1e4)
+    return np.log1p(counts / total * CP10K)
 
 
 def _loadings(y: np.ndarray, n_components: int, columns: np.ndarray, names: list[str], *, scale: bool) -> pd.DataFrame:

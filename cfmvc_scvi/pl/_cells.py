@@ -13,15 +13,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.neighbors import NearestNeighbors
 
+from cfmvc_scvi._messages import shortened, unknown_choice
 from cfmvc_scvi.metrics import fit_pcs
-from cfmvc_scvi.pl._populations import Cells, read_populations
+from cfmvc_scvi.pl._read_cells import Cells, read_cells
 from cfmvc_scvi.pl._style import (
     COLORS,
     CONTROL,
     DIVERGING,
+    EXPRESSION_UNIT,
     LINE,
     SEQUENTIAL,
-    UNITS,
     axes_for,
     finish,
     group_styles,
@@ -74,7 +75,7 @@ def embedding(
     The axes.
     """
     if method not in ("pca", "umap"):
-        raise ValueError(f"Unknown `method` {method!r}: choose 'pca' or 'umap'.")
+        raise ValueError(unknown_choice("method", method, ("pca", "umap")))
     values = _representation(predicted, control, real, use_rep, library_key)
     target = "real" if "real" in values else "predicted"
     reference = [values["control"], values[target]]
@@ -106,14 +107,14 @@ def _representation(
     predicted: Cells, control: Cells, real: Cells | None, use_rep: str | None, library_key: str | None
 ) -> dict[str, np.ndarray]:
     if use_rep is None:
-        return read_populations(predicted, control, real, library_key=library_key).values
+        return read_cells(predicted, control, real, library_key=library_key).values
     values = {}
     for name, cells in (("control", control), ("predicted", predicted), ("real", real)):
         if cells is None:
             continue
         if not isinstance(cells, AnnData) or use_rep not in cells.obsm:
-            there = list(cells.obsm) if isinstance(cells, AnnData) else "no obsm, as it is an array"
-            raise KeyError(f"`use_rep` {use_rep!r} is not in the obsm of `{name}`; there is: {there}.")
+            there = shortened(cells.obsm) if isinstance(cells, AnnData) else "no obsm, as it is an array"
+            raise KeyError(f"`use_rep` {use_rep!r} is not in the obsm of `{name}`. There is: {there}.")
         values[name] = np.asarray(cells.obsm[use_rep], dtype=float)
     widths = {name: x.shape[1] for name, x in values.items()}
     if len(set(widths.values())) > 1:
@@ -304,7 +305,7 @@ def spatial_gene(
     Figure with three axes; the first two share a colour scale, the third is centred at no change.
     """
     if spatial_key not in control.obsm:
-        raise KeyError(f"`spatial_key` {spatial_key!r} is not in control.obsm; there is: {list(control.obsm)}.")
+        raise KeyError(f"`spatial_key` {spatial_key!r} is not in control.obsm. There is: {shortened(control.obsm)}.")
     if "source_cell" not in predicted.obs:
         raise ValueError("`predicted` has no obs['source_cell']: pass a result of `predict_perturbation`.")
     rows = control.obs_names.get_indexer(predicted.obs["source_cell"].astype(str))
@@ -312,7 +313,7 @@ def spatial_gene(
         raise ValueError(f"{int((rows < 0).sum())} predicted cells were made from cells that are not in `control`.")
     if len(set(rows)) < len(rows):
         raise ValueError("`predicted` has several rows for a cell: give one condition, and one sample.")
-    cells = read_populations(predicted, control, library_key=library_key)
+    cells = read_cells(predicted, control, library_key=library_key)
     [column] = cells.positions([gene])
     before, after = cells.values["control"][rows, column], cells.values["predicted"][:, column]
     xy = np.asarray(control.obsm[spatial_key], dtype=float)[rows, :2]
@@ -331,7 +332,7 @@ def spatial_gene(
     for ax, (values, name, cmap, low, high) in zip(axes, panels, strict=True):
         order = np.argsort(np.abs(values), kind="stable")  # the strongest on top
         drawn = ax.scatter(*xy[order].T, c=values[order], s=area, cmap=cmap, vmin=low, vmax=high, lw=0, rasterized=True)
-        figure.colorbar(drawn, ax=ax, label=UNITS if name != "change" else f"Δ {UNITS}")
+        figure.colorbar(drawn, ax=ax, label=EXPRESSION_UNIT if name != "change" else f"Δ {EXPRESSION_UNIT}")
         ax.set(title=name, aspect="equal", xlabel=f"{spatial_key} 1, data units")
         ax.tick_params(labelsize=8, colors=LINE)
         tidy(ax)

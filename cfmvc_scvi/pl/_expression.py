@@ -9,13 +9,13 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from cfmvc_scvi.metrics import pearson_delta, r2_mean, top_de_genes
-from cfmvc_scvi.pl._populations import Cells, Populations, read_populations
+from cfmvc_scvi.pl._read_cells import Cells, PlottedCells, read_cells
 from cfmvc_scvi.pl._style import (
     COLORS,
     CONTROL,
+    EXPRESSION_UNIT,
     FAINT,
     PREDICTED,
-    UNITS,
     axes_for,
     finish,
     label_beside,
@@ -62,7 +62,7 @@ def mean_expression(
     -------
     The axes. Lines mark equality; R² is of the means (:func:`~cfmvc_scvi.metrics.r2_mean`).
     """
-    cells = read_populations(predicted, control, real, library_key=library_key, gene_names=gene_names)
+    cells = read_cells(predicted, control, real, library_key=library_key, gene_names=gene_names)
     de = top_de_genes(cells.values["real"], cells.values["control"], n_de)
     x, y = cells.means["real"], cells.means["predicted"]
     drawn = axes_for(ax, (4.8, 4.8))
@@ -71,7 +71,7 @@ def mean_expression(
     reach = 1.05 * max(x.max(), y.max(), 1e-3)
     drawn.set(xlim=(-0.02 * reach, reach), ylim=(-0.02 * reach, reach))
     _scatter(drawn, cells, x, y, de, n_names)
-    drawn.set(xlabel=f"real mean, {UNITS}", ylabel=f"predicted mean, {UNITS}")
+    drawn.set(xlabel=f"real mean, {EXPRESSION_UNIT}", ylabel=f"predicted mean, {EXPRESSION_UNIT}")
     head = f"R² {every:.3f} all genes, {top:.3f} top {len(de)} DE"
     drawn.set_title(head if title is None else f"{title}\n{head}", fontsize=10)
     finish(drawn, show, save, own=ax is None)
@@ -100,7 +100,7 @@ def delta(
     -------
     The axes. Pearson-Δ is the correlation over genes (:func:`~cfmvc_scvi.metrics.pearson_delta`).
     """
-    cells = read_populations(predicted, control, real, library_key=library_key, gene_names=gene_names)
+    cells = read_cells(predicted, control, real, library_key=library_key, gene_names=gene_names)
     values = cells.values
     de = top_de_genes(values["real"], values["control"], n_de)
     x = cells.means["real"] - cells.means["control"]
@@ -113,14 +113,14 @@ def delta(
     drawn.axhline(0, color=FAINT, lw=0.6, zorder=0)
     drawn.axvline(0, color=FAINT, lw=0.6, zorder=0)
     _scatter(drawn, cells, x, y, de, n_names)
-    drawn.set(xlabel=f"real change, Δ {UNITS}", ylabel=f"predicted change, Δ {UNITS}")
+    drawn.set(xlabel=f"real change, Δ {EXPRESSION_UNIT}", ylabel=f"predicted change, Δ {EXPRESSION_UNIT}")
     head = f"Pearson-Δ {every:.3f} all genes, {top:.3f} top {len(de)} DE"
     drawn.set_title(head if title is None else f"{title}\n{head}", fontsize=10)
     finish(drawn, show, save, own=ax is None)
     return drawn
 
 
-def _scatter(ax: Axes, cells: Populations, x: np.ndarray, y: np.ndarray, de: np.ndarray, n_names: int) -> None:
+def _scatter(ax: Axes, cells: PlottedCells, x: np.ndarray, y: np.ndarray, de: np.ndarray, n_names: int) -> None:
     """All genes, differentially expressed ones in colour, the first of them named; equality as a line."""
     if n_names < 0:
         raise ValueError(f"`n_names` is {n_names}; it must not be negative.")
@@ -165,7 +165,7 @@ def gene_distributions(
     -------
     The axes: a violin for each gene and population, a dot at the mean.
     """
-    cells = read_populations(predicted, control, real, library_key=library_key, gene_names=gene_names)
+    cells = read_cells(predicted, control, real, library_key=library_key, gene_names=gene_names)
     target = cells.values.get("real", cells.values["predicted"])
     if genes is None:
         chosen = top_de_genes(target, cells.values["control"], n_genes)
@@ -182,7 +182,7 @@ def gene_distributions(
     drawn.set_xticks(np.arange(len(chosen)), [str(gene) for gene in cells.genes[chosen]])
     if len(chosen) > 8:
         drawn.tick_params("x", rotation=60)
-    drawn.set(ylabel=UNITS, xlim=(-0.6, len(chosen) - 0.4), ylim=(0, None))
+    drawn.set(ylabel=EXPRESSION_UNIT, xlim=(-0.6, len(chosen) - 0.4), ylim=(0, None))
     drawn.set_title(title or "", fontsize=10)
     drawn.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), handletextpad=0.1)
     if title:

@@ -21,7 +21,7 @@ _MARKERS: Final = ("o", "^", "s", "D", "v", "P")
 LINE, FAINT = "#4a4f57", "#c4c8ce"
 #: Colour maps: signed values around zero, and values from zero up.
 DIVERGING, SEQUENTIAL = "RdBu_r", "cividis"
-UNITS = "log1p CP10k"
+EXPRESSION_UNIT = "log1p CP10k"
 SMALL = 8.0
 
 _WINDOWLESS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
