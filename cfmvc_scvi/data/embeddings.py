@@ -152,8 +152,8 @@ def _gene_columns(
         wanted = f"the {len(genes)} genes of the perturbations"
         raise ValueError(
             f"{missing_genes([genes[name] for name in lost], adata.var_names, wanted=wanted)} Pass a mapping from "
-            "perturbation to gene where the perturbations have other names, an AnnData with all genes where this one is "
-            "cut to a panel, or `missing='drop'`."
+            "perturbation to gene where the perturbations have other names, an AnnData with all genes where this one "
+            "is cut to a panel, or `missing='drop'`."
         )
     kept = columns >= 0
     return [name for name, there in zip(genes, kept, strict=True) if there], columns[kept]
