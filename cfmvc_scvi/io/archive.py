@@ -109,14 +109,6 @@ def archive_exists(folder: str | os.PathLike, name: str) -> bool:
     return (Path(folder) / f"{name}.json").is_file()
 
 
-def remove_archive(folder: str | os.PathLike, name: str) -> None:
-    """Remove an archive, its JSON file first."""
-    folder = Path(folder)
-    (folder / f"{name}.json").unlink(missing_ok=True)
-    for file in _weight_files(folder, name):
-        (folder / file).unlink(missing_ok=True)
-
-
 def read_head(folder: Path, name: str) -> dict[str, Any]:
     """The JSON file of an archive, with its own checksum and version verified."""
     path = folder / f"{name}.json"
