@@ -13,19 +13,19 @@ from scipy import sparse
 from cfmvc_scvi._constants import CP10K
 from cfmvc_scvi._messages import missing_genes, unknown_choice
 
-#: Cells that gene vectors are computed from, at most; more change little.
+#: Gene vectors are computed from at most this many cells; more cells change them little.
 _MOST_CELLS = 20_000
 
 
 def onehot_embedding(perturbations: Iterable[str]) -> pd.DataFrame:
     """Vectors without any likeness: each perturbation has a dimension of its own.
 
-    The same as no embedding at all; of use as a baseline, or to be joined with other features.
+    They say no more than the names do: useful as a baseline, or beside further features.
 
     Parameters
     ----------
     perturbations
-        Names, without the control; repeated ones count once.
+        Names, without the control; a repeated name counts once.
 
     Returns
     -------
@@ -70,7 +70,7 @@ def gene_loadings(
     Raises
     ------
     ValueError
-        When genes are missing, naming them and the nearest names there are.
+        When genes are missing; the message names them, and genes of ``adata`` with similar names.
     """
     genes, columns = _gene_columns(adata, perturbations, missing)
     return _loadings(_lognorm(adata, layer), n_components, columns, genes, scale=False)
@@ -139,7 +139,7 @@ def smiles_fingerprints(smiles: Mapping[str, str], *, radius: int = 2, n_bits: i
 def _gene_columns(
     adata: AnnData, perturbations: Iterable[str] | Mapping[str, str], missing: str
 ) -> tuple[list[str], np.ndarray]:
-    """Perturbations whose gene is there, and the position of that gene."""
+    """Perturbations whose gene is in ``adata``, and the position of that gene."""
     if missing not in ("error", "drop"):
         raise ValueError(unknown_choice("missing", missing, ("error", "drop")))
     if isinstance(perturbations, Mapping):
@@ -183,6 +183,7 @@ def _loadings(y: np.ndarray, n_components: int, columns: np.ndarray, names: list
     y = y - y.mean(axis=0)
     if scale:
         y /= np.maximum(y.std(axis=0, ddof=1), 1e-3)
+    # Rows of V S / sqrt(n - 1): their inner products are the covariance, as far as the components reach.
     pca = PCA(n_components, svd_solver="randomized" if min(y.shape) > 500 else "full", random_state=0).fit(y)
     vectors = pca.components_[:, columns].T * np.sqrt(pca.explained_variance_)
     return pd.DataFrame(vectors.astype(np.float32), index=names, columns=[f"pc_{i}" for i in range(n_components)])

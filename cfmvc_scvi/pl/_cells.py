@@ -55,16 +55,17 @@ def embedding(
     predicted, control, real
         AnnData of counts, or arrays of log1p CP10k, cells x genes.
     method
-        ``"pca"``: the principal component on which control and real (without real cells: predicted) differ
-        most, and the largest other one. ``"umap"``: scanpy's, on the components.
+        ``"pca"``: the principal component on which the means of control and real cells (without real cells:
+        predicted cells) differ most, and of the rest the component with the largest variance. ``"umap"``: UMAP of
+        the components, from scanpy.
     use_rep
-        Key of ``obsm`` that all of them have, such as ``"X_cfmvc"``, in place of expression.
+        Key of ``obsm`` in every given AnnData, such as ``"X_cfmvc"``, to draw in place of expression.
     n_pcs
         Principal components, fitted on control and real cells alone: the prediction is projected.
     max_cells
         Cells drawn of each population, chosen with ``seed``.
     seed
-        Of the choice and of UMAP.
+        Seed of the choice of cells and of UMAP.
     library_key, title
         As for :func:`mean_expression`.
     ax, show, save
@@ -127,10 +128,11 @@ def _few(x: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _two_components(points: dict[str, np.ndarray], target: str) -> tuple[dict[str, np.ndarray], tuple[str, str]]:
-    """The component that separates control and target most, to the right, and the largest other one."""
+    """Coordinates on the component that separates control and target most, and on the largest of the rest."""
     difference = points[target].mean(axis=0) - points["control"].mean(axis=0)
     x = int(np.argmax(np.abs(difference)))
     y = (1 if x == 0 else 0) if len(difference) > 1 else x
+    # The sign of a component is arbitrary: target shall lie to the right of control, and above it.
     sign = np.where(difference[[x, y]] < 0, -1.0, 1.0)
     return {name: z[:, [x, y]] * sign for name, z in points.items()}, (f"PC {x + 1}", f"PC {y + 1}")
 
@@ -247,6 +249,8 @@ def _background(ax: Axes, xy: np.ndarray, groups: Sequence[str] | None) -> None:
 
 def _project(latent: np.ndarray, velocity: np.ndarray, xy: np.ndarray, n_neighbors: int) -> np.ndarray:
     near = NearestNeighbors(n_neighbors=n_neighbors + 1).fit(latent).kneighbors(latent, return_distance=False)[:, 1:]
+    # Weights of the steps to the neighbours: exp(10 cosine), normalised; less the equal weights, so that velocities
+    # without a direction give no arrow where the neighbours lie on one side.
     step = latent[near] - latent[:, None]
     length = np.linalg.norm(step, axis=-1) * np.linalg.norm(velocity, axis=-1)[:, None]
     cosine = np.einsum("nkd,nd->nk", step, velocity) / np.where(length > 0, length, 1.0)
@@ -259,6 +263,7 @@ def _project(latent: np.ndarray, velocity: np.ndarray, xy: np.ndarray, n_neighbo
 def _on_grid(xy: np.ndarray, arrows: np.ndarray, n_grid: int, least: int = 3) -> tuple[np.ndarray, np.ndarray]:
     """Mean place and arrow of the cells in each square of a grid that holds at least ``least`` of them."""
     low, width = xy.min(axis=0), np.ptp(xy, axis=0).max() / n_grid
+    # Cells are counted by the square they fall into; means of places and arrows are sums over it by their number.
     square = np.floor((xy - low) / (width or 1.0)).astype(int)
     _, code, n = np.unique(square, axis=0, return_inverse=True, return_counts=True)
     code = code.ravel()

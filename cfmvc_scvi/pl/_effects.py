@@ -1,4 +1,4 @@
-"""Perturbations: what they do to genes, what they are made of, how they lie to each other."""
+"""Perturbations: their effects on genes, their coefficients, and how near they are to each other."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def effects(
     genes
         Genes to draw; ``None`` takes those with the largest effect of any perturbation.
     n_genes
-        How many are taken then.
+        Number of genes drawn where ``genes`` is ``None``.
     title
         Title of the axes.
     ax, show, save
@@ -212,14 +212,14 @@ def perturbation_map(
 
 
 def _first(points: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates with the points of ``order`` first, and the others after them."""
+    """Coordinates with the points of ``order`` first, and the remaining points after them."""
     rest = np.setdiff1d(np.arange(len(points)), order)
     both = points[np.r_[order, rest]]
     return both[:, 0], both[:, 1]
 
 
 def _groups(index: pd.Index, groups: Mapping[str, str] | None, rows: np.ndarray):
-    """Name, colour, marker and rows of every group; perturbations without one come last, in grey."""
+    """Name, colour, marker and rows of every group; perturbations without a group come last, in grey."""
     if groups is None:
         yield None, PREDICTED, "o", rows
         return
@@ -253,7 +253,7 @@ def _leaves(values: np.ndarray) -> np.ndarray:
 
 
 def _heat_map(table: pd.DataFrame, label: str, ax: Axes | None, title: str | None) -> Axes:
-    """Signed values as colours; names of rows and columns as far as they have room."""
+    """Draw signed values as colours, and the names of rows and columns that have room."""
     n_rows, n_columns = table.shape
     width = float(np.clip(0.17 * n_columns + 2.6, 4.5, 16.0))
     height = float(np.clip(0.17 * n_rows + 1.6, 2.2, 18.0))

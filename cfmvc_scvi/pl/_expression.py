@@ -48,9 +48,10 @@ def mean_expression(
         Genes with the largest ``|t|`` of real against control that count as differentially expressed
         (:func:`~cfmvc_scvi.metrics.top_de_genes`).
     n_names
-        How many of them are named.
+        Number of differentially expressed genes whose names are written.
     library_key
-        Column of ``obs`` with library sizes; ``None`` is the row sum, for predictions that of the source cell.
+        Column of ``obs`` with library sizes. ``None`` takes the row sum; for a predicted cell, the row sum of the
+        control cell that it was made from.
     gene_names
         Names of the genes, for arrays.
     title
@@ -121,7 +122,7 @@ def delta(
 
 
 def _scatter(ax: Axes, cells: PlottedCells, x: np.ndarray, y: np.ndarray, de: np.ndarray, n_names: int) -> None:
-    """All genes, differentially expressed ones in colour, the first of them named; equality as a line."""
+    """Draw the line of equality and all genes, those of ``de`` in colour and the first ``n_names`` of them with names."""
     if n_names < 0:
         raise ValueError(f"`n_names` is {n_names}; it must not be negative.")
     others = np.setdiff1d(np.arange(len(x)), de)
@@ -155,9 +156,10 @@ def gene_distributions(
     predicted, control, real
         As for :func:`mean_expression`; without real cells there are two violins for each gene.
     genes
-        Names of the genes; ``None`` takes those that change most (by ``|t|`` of real, else predicted, cells).
+        Names of the genes; ``None`` takes the genes that change most, by ``|t|`` of real cells (without real cells:
+        predicted cells) against control.
     n_genes
-        How many are taken then.
+        Number of genes drawn where ``genes`` is ``None``.
     library_key, gene_names, title, ax, show, save
         As for :func:`mean_expression`.
 

@@ -38,7 +38,7 @@ class PlottedCells:
         return {name: x.mean(axis=0) for name, x in self.values.items()}
 
     def positions(self, genes: Sequence[str]) -> np.ndarray:
-        """Columns of genes by name."""
+        """Columns of genes, by their names."""
         wanted = [genes] if isinstance(genes, str) else list(genes)
         found = self.genes.get_indexer(wanted)
         missing = [gene for gene, at in zip(wanted, found, strict=True) if at < 0]

@@ -36,7 +36,7 @@ def training_curves(
     history
         A trained model, or its ``history``: a mapping of metric to DataFrame.
     skip
-        Epochs left out at the start, whose loss may dwarf the rest.
+        Number of epochs left out at the start, whose large loss would flatten the rest of the curve.
     show, save
         See :mod:`cfmvc_scvi.pl`.
 

@@ -63,9 +63,9 @@ def simulate_perturbation(
     effect_size
         Root mean square of a perturbation's effect on :math:`\eta` over the affected genes (natural log).
     affected_fraction
-        Fraction of the genes that perturbations move; the others have an effect of 0.
+        Fraction of the genes that perturbations move; on all other genes their effect is 0.
     shared_fraction, state_fraction
-        Shares of the effect's variance that all cell types have in common, and that depend on the cell state.
+        Share of the effect's variance that all cell types have in common, and share that depends on the cell state.
         The rest is specific to the cell type.
     n_embedding, embedding_noise
         Length of the vectors that describe perturbations, and the standard deviation of the noise added to
@@ -89,8 +89,8 @@ def simulate_perturbation(
         Whether cells have coordinates, and the correlation of the first state dimension with its spatial
         gradient.
     n_panel_genes
-        Keep only so many random genes, as a targeted panel does. ``obs["library_size"]`` still refers to all
-        of them, and is then the column to use as ``size_factor_key``.
+        Keep only this number of random genes, as a targeted panel does. ``obs["library_size"]`` still refers to all
+        `n_genes`, and is then the column to use as ``size_factor_key``.
     store_true_mean
         Whether to keep the dense ``layers["true_mean"]``.
     control
@@ -128,8 +128,8 @@ def simulate_perturbation(
         \mathrm{Var}(x_{ig}) = \mu_{ig} + \mu_{ig}^2 / \theta_g
 
     :math:`v_k` is the vector of perturbation :math:`k` (:math:`\sum_q v_{kq}^2 = Q`). The effects are linear
-    in it, so those of a perturbation without cells can be learned from the vectors of the others. :math:`A`
-    is the part shared by all cell types, :math:`C` the cell-type-specific, :math:`D` the state-dependent part
+    in it, so the effect of a perturbation without cells can be learned from other perturbations and their vectors.
+    :math:`A` is the part shared by all cell types, :math:`C` the cell-type-specific, :math:`D` the state-dependent part
     and :math:`J` the interaction: all are zero outside of the affected genes. :math:`r_k(x) = x^h / (x^h +
     e_k^h)` with :math:`h = 1.5` and half-maximal dose :math:`e_k` within the range of `doses`; :math:`r = 1`
     without doses. :math:`\log L_i` is normal with a mean that depends on the batch. :math:`\beta_g` is
@@ -228,7 +228,7 @@ def counterfactual_mean(
         Data from :func:`simulate_perturbation`, or any of its cells and genes in any order.
     perturbation
         A label for all cells, or one per cell: the control, a perturbation, or several joined by ``"+"`` (in
-        any order, measured or not; control members count as nothing, repeated ones once).
+        any order, measured or not; a control member changes nothing, a repeated member counts once).
     dosage
         A dose for all cells, or one per cell, if the data were simulated with doses. ``"0.1+10"`` gives each
         member of a combination its own. Dose 0 is control. Not needed for the control.
