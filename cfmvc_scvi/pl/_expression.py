@@ -122,7 +122,7 @@ def delta(
 
 
 def _scatter(ax: Axes, cells: PlottedCells, x: np.ndarray, y: np.ndarray, de: np.ndarray, n_names: int) -> None:
-    """Draw the line of equality and all genes, those of ``de`` in colour and the first ``n_names`` of them with names."""
+    """Draw the line of equality and all genes: genes of ``de`` in colour, the first ``n_names`` of them with names."""
     if n_names < 0:
         raise ValueError(f"`n_names` is {n_names}; it must not be negative.")
     others = np.setdiff1d(np.arange(len(x)), de)
