@@ -2,7 +2,7 @@
 #   make demo            train on simulated cells, predict, draw                -> demo_output/
 #   make test            all tests, against the installed package
 #   make test-fast       the same without those marked slow
-#   make lint            ruff: rules and format
+#   make lint            ruff: rules and format; codespell: spelling
 #   make docs            HTML pages, warnings are errors                        -> docs/_build/html
 #   make bench-quality   quality of the predictions beside the baselines
 #   make bench-robustness  odd input, interruptions, precision, memory: what happens
@@ -83,6 +83,7 @@ test-fast: $(PACKAGE_READY)
 lint: $(ENV_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 docs: $(PACKAGE_READY) $(DOCS_READY)
 	rm -rf docs/_build docs/generated docs/tutorials

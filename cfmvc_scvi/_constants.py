@@ -69,3 +69,6 @@ LOGVAR_BOUNDS: Final[tuple[float, float]] = (-10.0, 10.0)
 
 #: Counts above this one are few: the likelihood takes gamma functions for them, and sums over genes for the others.
 LARGE_COUNT: Final = 16
+
+#: Counts per 10,000: every cell's counts are divided by its library size and multiplied by this number before log1p.
+CP10K: Final = 1e4

@@ -15,6 +15,7 @@ MAX_LINES = 400
 #: Level of every unit of the package. A unit imports only from units of lower levels (level 0 is one unit).
 LEVELS = {
     "_constants": 0,
+    "_messages": 0,
     "_sparse": 0,
     "_types": 0,
     "_compat": 0,

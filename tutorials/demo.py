@@ -23,20 +23,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scvi
+from matplotlib.figure import Figure
 
-from cfmvc_scvi import CFMVC, metrics
+from cfmvc_scvi import CFMVC, metrics, pl
 from cfmvc_scvi.data import counterfactual_mean, simulate_perturbation
 
 PERTURBATION, CELL_TYPE = "P1", "type5"
 OUTPUT = Path("demo_output")
 EPOCHS = int(os.environ["CFMVC_TUTORIAL_EPOCHS"]) if "CFMVC_TUTORIAL_EPOCHS" in os.environ else None
-GREY, BLUE, ORANGE = "#8a8f98", "#2b6cb0", "#dd6b20"
-COLORS = {"control": GREY, "predicted": BLUE, "real": ORANGE}
+TOP = 50  # genes that count as differentially expressed
 COLUMNS = {
     "pearson_delta": "Pearson-Δ",
-    "pearson_delta_top": "Pearson-Δ top 50",
-    "mse_mean_top": "MSE top 50",
-    "energy_distance_top": "E-dist. top 50",
+    "pearson_delta_top": f"Pearson-Δ top {TOP}",
+    "mse_mean_top": f"MSE top {TOP}",
+    "energy_distance_top": f"E-dist. top {TOP}",
     "energy_distance_pcs": "E-dist. 50 PCs",
 }
 
@@ -74,7 +74,7 @@ def main() -> None:
     table = compare(cells, control, contexts(training))
     OUTPUT.mkdir(exist_ok=True)
     table.to_csv(OUTPUT / "demo.csv")
-    draw(cells, adata.var_names, adata.var["affected"].to_numpy(), table).savefig(OUTPUT / "demo.png", dpi=150)
+    draw(cells, adata.var_names).savefig(OUTPUT / "demo.png", dpi=150)
     report(table, cells)
 
 
@@ -117,7 +117,7 @@ def compare(
         cells["control"],
         training=training,
         metrics=list(COLUMNS),
-        top_n=50,
+        top_n=TOP,
     )["raw"]
     scores = scores.drop(index="mean perturbed").rename(columns=COLUMNS, index={"mean shift": "control + mean shift"})
     truth = metrics.log1p_cp10k(counterfactual_mean(control, PERTURBATION))
@@ -150,95 +150,21 @@ def report(table: pd.DataFrame, cells: dict[str, np.ndarray]) -> None:
     print(f"Written: {OUTPUT / 'demo.png'}, {OUTPUT / 'demo.csv'}")
 
 
-# ---- the picture ----------------------------------------------------------------------------------------------
-
-
-def draw(cells: dict[str, np.ndarray], genes: pd.Index, affected: np.ndarray, table: pd.DataFrame) -> plt.Figure:
+def draw(cells: dict[str, np.ndarray], genes: pd.Index) -> Figure:
     """Mean changes, cells on principal components, distributions of the genes that change most."""
-    plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(1, 3, figsize=(16, 5), width_ratios=[1, 1, 1.25], layout="constrained")
-    change = cells["real"].mean(axis=0) - cells["control"].mean(axis=0)
-    top = np.argsort(-np.abs(change))
-    draw_changes(axes[0], cells, genes, affected, top[:8], table.loc["CFMVC", "Pearson-Δ"])
-    draw_components(axes[1], cells)
-    draw_genes(axes[2], cells, genes, np.r_[top[change[top] > 0][:3], top[change[top] < 0][:3]])
+    predicted, control, real = cells["predicted"], cells["control"], cells["real"]
+    title = "Mean change of every gene"
+    pl.delta(predicted, real, control, n_de=TOP, n_names=9, gene_names=genes, title=title, ax=axes[0])
+    axes[0].legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, handletextpad=0.1)
+    pl.embedding(predicted, control, real, title="Cells (cross: mean)", ax=axes[1])
+    change = real.mean(axis=0) - control.mean(axis=0)
+    extreme = genes[np.argsort(change)]
+    chosen = [*extreme[::-1][:3], *extreme[:3]]
+    title = "Genes that rise and fall most (dot: mean)"
+    pl.gene_distributions(predicted, control, real, chosen, gene_names=genes, title=title, ax=axes[2])
     figure.suptitle(f"{CELL_TYPE} under {PERTURBATION}: never seen in training", fontsize=14, fontweight="bold")
     return figure
-
-
-def draw_changes(
-    ax: plt.Axes, cells: dict[str, np.ndarray], genes: pd.Index, affected: np.ndarray, named: np.ndarray, pearson: float
-) -> None:
-    """Predicted against real mean change of every gene."""
-    base = cells["control"].mean(axis=0)
-    real, predicted = cells["real"].mean(axis=0) - base, cells["predicted"].mean(axis=0) - base
-    reach = 1.15 * np.abs(np.r_[real, predicted]).max()
-    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", title="Mean change of every gene")
-    ax.plot([-reach, reach], [-reach, reach], color="#cbd5e0", lw=1, zorder=0)
-    for mask, color, label in ((~affected, "#b8bec7", "not affected"), (affected, BLUE, "affected gene")):
-        ax.scatter(real[mask], predicted[mask], s=16, color=color, alpha=0.75, lw=0, label=label)
-    for rising in (True, False):
-        name_genes(ax, genes, real, predicted, named[(real[named] > 0) == rising], rising)
-    ax.text(0.97, 0.05, f"Pearson-Δ {pearson:.2f}", transform=ax.transAxes, ha="right", fontsize=11, fontweight="bold")
-    ax.set(xlabel="real change, Δ log1p CP10k", ylabel="predicted change, Δ log1p CP10k")
-    ax.legend(frameon=False, loc="upper left", handletextpad=0.1, borderaxespad=0)
-
-
-def name_genes(
-    ax: plt.Axes, genes: pd.Index, real: np.ndarray, predicted: np.ndarray, chosen: np.ndarray, rising: bool
-) -> None:
-    """Names beside the points, far enough apart to be read."""
-    if not len(chosen):
-        return
-    side, step = (-1, 1) if rising else (1, -1)
-    reach = ax.get_xlim()[1]
-    order = chosen[np.argsort(step * predicted[chosen])]
-    height = predicted[order].mean() + step * 0.1 * reach * (np.arange(len(order)) - (len(order) - 1) / 2)
-    x = side * 0.42 * reach + real[order].mean()
-    for gene, y in zip(order, height, strict=True):
-        ax.annotate(
-            genes[gene],
-            (real[gene], predicted[gene]),
-            xytext=(x, y),
-            ha="right" if rising else "left",
-            va="center",
-            fontsize=8.5,
-            arrowprops={"arrowstyle": "-", "color": "#a0aec0", "lw": 0.7, "shrinkA": 1, "shrinkB": 3},
-        )
-
-
-def draw_components(ax: plt.Axes, cells: dict[str, np.ndarray]) -> None:
-    """Cells on principal components: the one on which control and real differ most, and the largest other one."""
-    components = metrics.fit_pcs([cells["control"], cells["real"]], 10)
-    points = {name: components.transform(values) for name, values in cells.items()}
-    difference = points["real"].mean(axis=0) - points["control"].mean(axis=0)
-    x = int(np.argmax(np.abs(difference)))
-    y = 1 if x == 0 else 0
-    points = {name: z * np.sign(difference) for name, z in points.items()}  # real to the right of control
-    for name, z in points.items():
-        ax.scatter(z[:, x], z[:, y], s=16, color=COLORS[name], alpha=0.5, lw=0, label=name)
-    for name, z in points.items():
-        marker = {"s": 190, "marker": "X", "edgecolor": "white", "lw": 1.5, "zorder": 3}
-        ax.scatter(z[:, x].mean(), z[:, y].mean(), color=COLORS[name], **marker)
-    ax.set(xlabel=f"PC {x + 1}", ylabel=f"PC {y + 1}", xticks=[], yticks=[])
-    ax.set_title("Cells (cross: mean)")
-    ax.legend(frameon=False, loc="upper center", ncols=3, handletextpad=0.1, columnspacing=1)
-    ax.margins(y=0.12)
-
-
-def draw_genes(ax: plt.Axes, cells: dict[str, np.ndarray], genes: pd.Index, chosen: np.ndarray) -> None:
-    """Distributions of some genes in control, predicted and real cells."""
-    for i, (name, values) in enumerate(cells.items()):
-        places = np.arange(len(chosen)) + 0.27 * (i - 1)
-        parts = ax.violinplot([values[:, gene] for gene in chosen], places, widths=0.25, showextrema=False)
-        for body in parts["bodies"]:
-            body.set(facecolor=COLORS[name], alpha=0.6, edgecolor="none")
-        means = values[:, chosen].mean(axis=0)
-        ax.scatter(places, means, s=26, color=COLORS[name], edgecolor="white", zorder=3, label=name)
-    ax.set_xticks(np.arange(len(chosen)), genes[chosen])
-    ax.set(ylabel="log1p CP10k", title="Genes that rise and fall most (dot: mean)")
-    ax.set_ylim(0, 1.15 * max(values[:, chosen].max() for values in cells.values()))
-    ax.legend(frameon=False, ncols=3, loc="upper center", handletextpad=0.1, columnspacing=1)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ CACHE: Final = Path("~/.cache/cfmvc_scvi")
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What a loader needs to know of a data set."""
+    """What a loader needs to know about a data set."""
 
     file: str
     """Name of the file, without ``.h5ad``."""
@@ -196,7 +196,7 @@ def _load(name: str, path: str | os.PathLike[str] | None) -> AnnData:
 
 
 def _find(name: str, info: DatasetInfo, path: str | os.PathLike[str] | None) -> Path:
-    """The file of a data set, or an error that says how to come by it."""
+    """Path of the file of a data set, or an error that says how to get it."""
     file_name = f"{info.file}.h5ad"
     folder = os.environ.get(DATA_VARIABLE)
     if path is not None:

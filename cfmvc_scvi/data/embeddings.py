@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
@@ -11,19 +10,22 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-#: Cells that gene vectors are computed from, at most; more change little.
+from cfmvc_scvi._constants import CP10K
+from cfmvc_scvi._messages import missing_genes, unknown_choice
+
+#: Gene vectors are computed from at most this many cells; more cells change them little.
 _MOST_CELLS = 20_000
 
 
 def onehot_embedding(perturbations: Iterable[str]) -> pd.DataFrame:
     """Vectors without any likeness: each perturbation has a dimension of its own.
 
-    The same as no embedding at all; of use as a baseline, or to be joined with other features.
+    They say no more than the names do: useful as a baseline, or beside further features.
 
     Parameters
     ----------
     perturbations
-        Names, without the control; repeated ones count once.
+        Names, without the control; a repeated name counts once.
 
     Returns
     -------
@@ -68,7 +70,7 @@ def gene_loadings(
     Raises
     ------
     ValueError
-        When genes are missing, naming them and the nearest names there are.
+        When genes are missing; the message names them, and genes of ``adata`` with similar names.
     """
     genes, columns = _gene_columns(adata, perturbations, missing)
     return _loadings(_lognorm(adata, layer), n_components, columns, genes, scale=False)
@@ -137,9 +139,9 @@ def smiles_fingerprints(smiles: Mapping[str, str], *, radius: int = 2, n_bits: i
 def _gene_columns(
     adata: AnnData, perturbations: Iterable[str] | Mapping[str, str], missing: str
 ) -> tuple[list[str], np.ndarray]:
-    """Perturbations whose gene is there, and the position of that gene."""
+    """Perturbations whose gene is in ``adata``, and the position of that gene."""
     if missing not in ("error", "drop"):
-        raise ValueError(f"Unknown `missing` {missing!r}: choose 'error' or 'drop'.")
+        raise ValueError(unknown_choice("missing", missing, ("error", "drop")))
     if isinstance(perturbations, Mapping):
         genes = {str(k): str(v) for k, v in perturbations.items()}
     else:
@@ -147,12 +149,11 @@ def _gene_columns(
     columns = adata.var_names.get_indexer(list(genes.values()))
     lost = [name for name, column in zip(genes, columns, strict=True) if column < 0]
     if lost and (missing == "error" or len(lost) == len(genes)):
-        known = [str(name) for name in adata.var_names]
-        close = sorted({m for name in lost[:20] for m in difflib.get_close_matches(genes[name], known, n=1)})
+        wanted = f"the {len(genes)} genes of the perturbations"
         raise ValueError(
-            f"{len(lost)} of {len(genes)} perturbations are not genes of this AnnData: {lost[:10]}."
-            f"{f' Close matches: {close[:5]}.' if close else ''} Pass a mapping from perturbation to gene where "
-            "the names differ, the AnnData with all genes where it was cut to a panel, or `missing='drop'`."
+            f"{missing_genes([genes[name] for name in lost], adata.var_names, wanted=wanted)} Pass a mapping from "
+            "perturbation to gene where the perturbations have other names, an AnnData with all genes where this one "
+            "is cut to a panel, or `missing='drop'`."
         )
     kept = columns >= 0
     return [name for name, there in zip(genes, kept, strict=True) if there], columns[kept]
@@ -168,7 +169,7 @@ def _lognorm(adata: AnnData, layer: str | None) -> np.ndarray:
     if counts.size and counts.min() < 0:
         raise ValueError("The counts have negative values; raw counts of control cells are needed.")
     total = np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
-    return np.log1p(counts / total * 1e4)
+    return np.log1p(counts / total * CP10K)
 
 
 def _loadings(y: np.ndarray, n_components: int, columns: np.ndarray, names: list[str], *, scale: bool) -> pd.DataFrame:
@@ -182,6 +183,7 @@ def _loadings(y: np.ndarray, n_components: int, columns: np.ndarray, names: list
     y = y - y.mean(axis=0)
     if scale:
         y /= np.maximum(y.std(axis=0, ddof=1), 1e-3)
+    # Rows of V S / sqrt(n - 1): their inner products are the covariance, as far as the components reach.
     pca = PCA(n_components, svd_solver="randomized" if min(y.shape) > 500 else "full", random_state=0).fit(y)
     vectors = pca.components_[:, columns].T * np.sqrt(pca.explained_variance_)
     return pd.DataFrame(vectors.astype(np.float32), index=names, columns=[f"pc_{i}" for i in range(n_components)])

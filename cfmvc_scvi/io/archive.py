@@ -14,8 +14,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from cfmvc_scvi.io.codec import from_plain, to_plain
 from cfmvc_scvi.io.files import atomic_write, file_checksum
-from cfmvc_scvi.io.plain import from_plain, to_plain
 
 #: Version of the format; raised when a program that knows only the earlier ones would misread a file.
 FORMAT_VERSION = 1
@@ -41,7 +41,7 @@ def write_archive(
     name
         Name of the archive in the folder.
     content
-        What :func:`~cfmvc_scvi.io.plain.to_plain` takes.
+        What :func:`~cfmvc_scvi.io.codec.to_plain` takes.
     what
         What is being written, for messages.
     attached
@@ -107,14 +107,6 @@ def check_attribute_names(names: Iterable[str]) -> None:
 def archive_exists(folder: str | os.PathLike, name: str) -> bool:
     """Whether the folder holds an archive of this name."""
     return (Path(folder) / f"{name}.json").is_file()
-
-
-def remove_archive(folder: str | os.PathLike, name: str) -> None:
-    """Remove an archive, its JSON file first."""
-    folder = Path(folder)
-    (folder / f"{name}.json").unlink(missing_ok=True)
-    for file in _weight_files(folder, name):
-        (folder / file).unlink(missing_ok=True)
 
 
 def read_head(folder: Path, name: str) -> dict[str, Any]:

@@ -26,21 +26,21 @@ _REASONS = {
 }
 
 
-#: Files up to this size are really reserved, larger ones compared with the free space.
+#: Up to this size in bytes, space is reserved to see whether it can be had; beyond, only the free space is looked at.
 _LARGEST_PROBE = 2**30
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike, what: str = "the file", *, folder: bool = False) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to; on leaving the block it takes the place of ``path`` at once.
+    """Yield a path to write to; on leaving the block, what was written there takes the place of ``path`` at once.
 
-    A reader sees the old content or the new one, never a part, also when the process is killed or the machine
-    stops. If the block raises, what was written aside is removed and ``path`` is as it was.
+    A reader sees the old content or the new content, never a part of either, even when the process is killed or the
+    machine stops. If the block raises, what was written is removed and ``path`` is as it was.
 
     Parameters
     ----------
     path
-        The file or folder to be there in the end. Missing parents are made.
+        The file or folder that shall be there in the end. Missing parents are made.
     what
         What is being written, for the message of an error.
     folder
@@ -55,8 +55,15 @@ def atomic_write(path: str | os.PathLike, what: str = "the file", *, folder: boo
 
     Examples
     --------
-    >>> with atomic_write("prediction.h5ad", "the prediction") as aside:
-    ...     prediction.write_h5ad(aside)
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "numbers.txt"
+    ...     with atomic_write(path, "the numbers") as aside:
+    ...         _ = aside.write_text("1 2 3")
+    ...         before = path.exists()
+    ...     before, path.read_text()
+    (False, '1 2 3')
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
@@ -79,7 +86,7 @@ def atomic_write(path: str | os.PathLike, what: str = "the file", *, folder: boo
 
 
 def remove_partial(path: Path) -> None:
-    """Remove what processes that were killed have written aside for a path."""
+    """Remove what killed processes have written beside a path, to be renamed to it in the end."""
     for stale in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         remove(stale)
 

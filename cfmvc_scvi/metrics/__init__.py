@@ -33,10 +33,15 @@ from cfmvc_scvi.metrics._population import (
     zero_fraction_agreement,
 )
 from cfmvc_scvi.metrics._projection import PrincipalComponents, fit_pcs
+from cfmvc_scvi.metrics._table import METRICS, Metric, overview_metrics
+from cfmvc_scvi.metrics._task import ScoringTask
 
 __all__ = [
+    "METRICS",
     "Agreement",
+    "Metric",
     "PrincipalComponents",
+    "ScoringTask",
     "WelchResult",
     "additive",
     "benjamini_hochberg",
@@ -52,6 +57,7 @@ __all__ = [
     "mse_delta",
     "mse_mean",
     "no_change",
+    "overview_metrics",
     "pearson_delta",
     "pearson_delta_centroid",
     "r2_mean",

@@ -88,7 +88,7 @@ def check_genes(genes: GeneSelection, n_genes: int) -> np.ndarray | slice:
 
 
 def mean_profile(x: Matrix, name: str) -> np.ndarray:
-    """Return the mean per gene, float64 (genes,), of cells x genes or of what is a mean already."""
+    """Return the mean per gene, float64 (genes,), of cells x genes, or of an array that is a mean already."""
     x = check_array(x, name, allow_mean=True)
     return x if x.ndim == 1 else np.asarray(x.mean(axis=0), dtype=np.float64).ravel()
 
@@ -104,7 +104,7 @@ def dense(x: Matrix) -> np.ndarray:
 
 
 def column_blocks(x: Matrix) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield dense blocks of columns, so that a sparse matrix is never dense as a whole."""
+    """Yield ``(columns, dense values)`` in blocks of columns, so that a sparse matrix is never dense as a whole."""
     if not sp.issparse(x):
         yield slice(0, x.shape[1]), x
         return
@@ -115,7 +115,7 @@ def column_blocks(x: Matrix) -> Iterator[tuple[slice, np.ndarray]]:
 
 
 def moments(x: Matrix) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and variance (ddof 1) per gene, the variance exactly 0 where all values are equal."""
+    """Return mean and variance (ddof 1) per gene, both (genes,); exactly 0 variance where all values are equal."""
     mean, variance = np.empty(x.shape[1]), np.empty(x.shape[1])
     for block, values in column_blocks(x):
         mean[block] = values.mean(axis=0)
@@ -125,12 +125,12 @@ def moments(x: Matrix) -> tuple[np.ndarray, np.ndarray]:
 
 
 def is_rounding(difference: np.ndarray, *parts: np.ndarray) -> np.ndarray:
-    """Return where a difference of ``parts`` is no larger than their rounding."""
+    """Return the mask of entries where a difference of ``parts``, all of one shape, is no larger than rounding."""
     scale = np.max(np.abs(np.stack(np.broadcast_arrays(*parts))), axis=0)
     return np.abs(difference) <= ROUNDING * scale
 
 
 def undefined(metric: str, why: str) -> float:
-    """Warn that ``metric`` has no value here, and return NaN."""
+    """Warn that ``metric`` has no value for this input, and return NaN."""
     warnings.warn(f"{metric} is undefined: {why}. Returning NaN.", RuntimeWarning, stacklevel=3)
     return float("nan")

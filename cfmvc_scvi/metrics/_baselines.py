@@ -39,15 +39,16 @@ def mean_perturbed(
     weighting: Weighting = "contexts",
     min_cells: int = 1,
 ) -> np.ndarray:
-    """Predict the mean of the perturbed cells of the other contexts, whatever the context.
+    """Predict the mean of the perturbed training cells, whichever context is predicted.
 
     Parameters
     ----------
     training
         Mapping of context to ``(control, perturbed)``.
     control
-        Control cells of the predicted context. Given: the result is these cells, moved as a whole so that
-        their mean is the prediction (a population with the spread of controls). ``None``: the mean itself.
+        Control cells of the predicted context. Where given, the result is these cells, all moved by one vector
+        so that their mean is the prediction: a population with the spread of the control cells. ``None``: the
+        result is the mean itself.
     weighting
         ``"contexts"``: every context counts the same. ``"cells"``: in proportion to its perturbed cells.
     min_cells
@@ -69,10 +70,10 @@ def mean_perturbed(
 def mean_shift(
     control: Matrix, training: Training, *, weighting: Weighting = "contexts", min_cells: int = 1
 ) -> np.ndarray:
-    """Predict control plus the average shift of the other contexts: **the baseline to beat**.
+    """Predict control plus the average shift of the training contexts: **the baseline to beat**.
 
     The shift of a context is the mean of its perturbed minus the mean of its control cells; it is added to
-    every control cell. Values may fall below zero; they are left so, since clipping would change the mean.
+    every control cell. Values below zero are kept, since clipping would change the mean.
 
     Parameters
     ----------
@@ -180,6 +181,8 @@ def ridge_embedding(
         raise ValueError(f"`weights` must be {len(x)} numbers not below 0 and not all 0; given {weights!r}.")
     x_mean = np.average(x, axis=0, weights=w) if fit_intercept else np.zeros(x.shape[1])
     y_mean = np.average(y, axis=0, weights=w) if fit_intercept else np.zeros(y.shape[1])
+    # With the weighted, centred vectors X = U diag(s) V', the ridge solution is W = V diag(s / (s^2 + alpha)) U' Y.
+    # Directions whose singular value is rounding are left out, so that alpha = 0 is allowed.
     root = np.sqrt(w)[:, None]
     u, s, vt = np.linalg.svd(root * (x - x_mean), full_matrices=False)
     kept = s > s.max(initial=0.0) * max(x.shape) * np.finfo(float).eps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 
+from cfmvc_scvi._constants import CP10K
 from cfmvc_scvi.metrics._arrays import (
     ROUNDING,
     GeneSelection,
@@ -27,8 +28,8 @@ def log1p_cp10k(counts: Matrix, library: np.ndarray | None = None) -> Matrix:
     counts
         Counts (or expected counts), cells x genes, dense or sparse.
     library
-        Library size of each cell. ``None``: the row sums. Where the genes at hand are a selection, pass the
-        total over all genes, or the same cell gets another value under another selection.
+        Library size of each cell, ``(cells,)``. ``None``: the row sums. Where ``counts`` holds a selection of the
+        genes, pass the total over all genes; otherwise the values of a cell depend on the selection.
 
     Returns
     -------
@@ -60,7 +61,7 @@ def log1p_cp10k(counts: Matrix, library: np.ndarray | None = None) -> Matrix:
             f"`library` is not a positive number in {int(unusable.sum())} cell(s) with counts, first in "
             f"row {int(np.flatnonzero(unusable)[0])}. Pass each cell's total, or `None` for the row sums."
         )
-    factor = np.where(row_sums > 0, 1e4 / np.where(row_sums > 0, size, 1.0), 0.0)
+    factor = np.where(row_sums > 0, CP10K / np.where(row_sums > 0, size, 1.0), 0.0)
     if sp.issparse(counts):
         return sp.csr_matrix(sp.diags_array(factor) @ counts).log1p()
     return np.log1p(counts * factor[:, None])
@@ -83,9 +84,9 @@ def pearson_delta(pred: Matrix, truth: Matrix, control: Matrix, *, genes: GeneSe
     Returns
     -------
     Correlation. **0.0 where the predicted change is zero in every gene** (below 1e-5 of the largest mean,
-    which is rounding): no change carries no information. NaN with a warning where it is undefined
-    otherwise: fewer than two genes, a true change that is the same for all genes, or a predicted one that is
-    constant but not zero.
+    which is rounding): no change carries no information. NaN with a warning where a correlation is undefined:
+    for fewer than two genes, or where the true change, or a predicted change other than zero, is the same for
+    all genes.
 
     Examples
     --------
@@ -100,8 +101,8 @@ def pearson_delta(pred: Matrix, truth: Matrix, control: Matrix, *, genes: GeneSe
 def pearson_delta_centroid(pred: Matrix, truth: Matrix, centroid: Matrix, *, genes: GeneSelection = None) -> float:
     """Correlate predicted and true change from the centroid of perturbed cells (Systema's reference).
 
-    What all perturbations (or the same perturbation in all other contexts) share is in ``centroid`` and so
-    counts for nothing: only what is specific to this condition scores. Higher is better; the mean of the
+    A change that all perturbations share (or one perturbation in all training contexts) is in ``centroid`` and so
+    counts for nothing: only a change that is specific to this condition scores. Higher is better; the mean of the
     training perturbations itself scores 0.
 
     Parameters

@@ -1,4 +1,4 @@
-"""Differential expression: who changes, and in which direction."""
+"""Differential expression: which genes change, and in which direction."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def welch_t(a: Matrix, b: Matrix) -> WelchResult:
 
     Returns
     -------
-    t and p per gene, never NaN: a gene with equal means is t = 0, p = 1 whatever its variance, and one that
-    is constant in both populations at different values t = +-inf, p = 0 (``scipy.stats.ttest_ind`` agrees
-    elsewhere).
+    t and p per gene, both ``(genes,)`` and never NaN. A gene with equal means has t = 0 and p = 1 whatever its
+    variance; a gene that is constant in both populations, at different values, has t = +-inf and p = 0. For all
+    other genes the result is that of ``scipy.stats.ttest_ind(equal_var=False)``.
 
     Examples
     --------
@@ -72,6 +72,7 @@ def benjamini_hochberg(pvalues: np.ndarray) -> np.ndarray:
         raise ValueError(f"`pvalues` has shape {p.shape}; expected one dimension.")
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError("`pvalues` must lie in [0, 1] and not be NaN.")
+    # From the largest p-value down, the adjusted one is the least p * n / rank met so far.
     order = np.argsort(p)[::-1]
     rank = np.arange(p.size, 0, -1)
     adjusted = np.empty_like(p)
@@ -87,7 +88,7 @@ def top_de_genes(truth: Matrix, control: Matrix, n: int = 100) -> np.ndarray:
     truth, control
         log1p CP10k, cells x genes, of the same context.
     n
-        How many; all genes where there are fewer.
+        Number of genes; all genes where there are fewer.
 
     Returns
     -------
@@ -176,11 +177,13 @@ def sign_agreement(pred_mean: np.ndarray, truth_mean: np.ndarray, control_mean: 
 def _welch(a: Matrix, b: Matrix) -> WelchResult:
     (mean_a, var_a), (mean_b, var_b) = moments(a), moments(b)
     difference = mean_a - mean_b
+    # A difference in the last digits is rounding of the two means, not a difference.
     difference[np.abs(difference) <= 1e-12 * np.maximum(np.abs(mean_a), np.abs(mean_b))] = 0.0
     part_a, part_b = var_a / a.shape[0], var_b / b.shape[0]
     error = part_a + part_b
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(difference == 0, 0.0, difference / np.sqrt(error))
+        # Degrees of freedom after Welch and Satterthwaite.
         freedom = error**2 / (part_a**2 / (a.shape[0] - 1) + part_b**2 / (b.shape[0] - 1))
     p = np.where(difference == 0, 1.0, 0.0)
     testable = (error > 0) & (difference != 0)
@@ -193,6 +196,7 @@ def _strongest(t: np.ndarray, n: int) -> np.ndarray:
 
 
 def _changed(x: Matrix, control: Matrix, n: int) -> np.ndarray:
+    """Positions of at most ``n`` genes with the largest |t| against control, none of them with t = 0."""
     t = _welch(x, control).statistic
     top = _strongest(t, n)
     return top[t[top] != 0]

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from cfmvc_scvi._constants import CP10K
+from cfmvc_scvi._messages import close_matches, missing_genes, shortened
 from cfmvc_scvi.metrics._arrays import Matrix, cells, check_array, check_genes, check_same_genes
 from cfmvc_scvi.metrics._baselines import Training, check_training, mean_perturbed, mean_shift, no_change
 from cfmvc_scvi.metrics._ceiling import split_half
-from cfmvc_scvi.metrics._centroid import mse_mean, pearson_delta, pearson_delta_centroid, r2_mean
-from cfmvc_scvi.metrics._de import de_overlap, sign_agreement, significant_genes, top_de_genes
-from cfmvc_scvi.metrics._population import energy_distance, relative_mmd, variance_ratio
-from cfmvc_scvi.metrics._projection import fit_pcs
+from cfmvc_scvi.metrics._de import significant_genes, top_de_genes
+from cfmvc_scvi.metrics._table import METRICS
+from cfmvc_scvi.metrics._task import ScoringTask, find_projection
 
 NO_CHANGE, MEAN_PERTURBED, MEAN_SHIFT, CEILING = (
     "no change",
@@ -24,23 +25,7 @@ NO_CHANGE, MEAN_PERTURBED, MEAN_SHIFT, CEILING = (
     "mean shift",
     "split-half ceiling",
 )
-METRICS = (
-    "pearson_delta", "pearson_delta_top", "pearson_delta_centroid",
-    "mse_mean", "mse_mean_top", "r2_mean",
-    "energy_distance", "energy_distance_top", "energy_distance_pcs", "relative_mmd",
-    "de_overlap", "direction_accuracy", "variance_ratio_top",
-)  # fmt: skip
-_NEED_CELLS = {
-    "energy_distance",
-    "energy_distance_top",
-    "energy_distance_pcs",
-    "relative_mmd",
-    "de_overlap",
-    "variance_ratio_top",
-}
-_NEED_TRAINING = {"pearson_delta_centroid", "relative_mmd"}
-_NEED_PCS = {"energy_distance_pcs", "relative_mmd"}
-_LARGEST_LOG1P_CP10K = np.log1p(1e4)
+_LARGEST_LOG1P_CP10K = np.log1p(CP10K)
 
 
 def evaluate(
@@ -88,7 +73,7 @@ def evaluate(
     de_genes
         Use these (positions or names) instead.
     metrics
-        Which columns to compute, of those below; ``None``: all that the inputs allow.
+        Which columns to compute, by their names in :data:`METRICS`; ``None``: all that the inputs allow.
     min_cells
         Training contexts with fewer cells in either condition do not enter the baselines.
     max_cells
@@ -102,11 +87,9 @@ def evaluate(
     Returns
     -------
     DataFrame with one row for each prediction, baseline and the ceiling (where the truth has at least 4
-    cells), and two groups of columns: ``table["raw"]`` and ``table["scaled"]``. Metrics (``_top``: on the top
-    DE genes, ``_pcs``: on components): ``pearson_delta``, ``pearson_delta_top``, ``pearson_delta_centroid``
-    (reference: mean perturbed of ``training``), ``direction_accuracy``, ``de_overlap``, ``r2_mean`` (higher
-    is better); ``mse_mean``, ``mse_mean_top``, ``energy_distance``, ``energy_distance_top``,
-    ``energy_distance_pcs``, ``relative_mmd`` (lower is better); ``variance_ratio_top`` (1 is right).
+    cells), and two groups of columns: ``table["raw"]`` and ``table["scaled"]``. Each group has one column for each
+    metric, named as in :data:`METRICS`, which says what it measures, which direction is better and what it needs.
+    Metrics whose name ends with ``_top`` are taken on the top DE genes, with ``_pcs`` on components.
 
     ``scaled = (value - baseline) / (ceiling - baseline)``: 0 is as good as the baseline (mean shift; no
     change where ``training`` is not given), 1 as good as the ceiling; never clipped. The variance ratio
@@ -144,26 +127,33 @@ def evaluate(
     check_same_genes(truth=truth, control=control)
     for name, array in (("truth", truth), ("control", control)):
         _warn_scale(array, name)
-    named = dict(pred) if isinstance(pred, Mapping) else {"prediction": pred}
-    predictions = _predictions(named, truth)
-    task = _Task(truth, control, max_cells=max_cells, seed=seed, top_n=top_n)
-    rows = dict(predictions)
+    rows = _predictions(dict(pred) if isinstance(pred, Mapping) else {"prediction": pred}, truth)
     rows[NO_CHANGE] = no_change(control)
+    centroid = None
     if training is not None:
         training = check_training(training)
         first = next(iter(training.values()))[0]
         check_same_genes(truth=truth, training=first)
         rows[MEAN_PERTURBED] = mean_perturbed(training, control=control, min_cells=min_cells)
         rows[MEAN_SHIFT] = mean_shift(control, training, min_cells=min_cells)
-        task.centroid = mean_perturbed(training, min_cells=min_cells)
+        centroid = mean_perturbed(training, min_cells=min_cells)
     names = _gene_names(gene_names, truth.shape[1])
-    task.top = _de_genes(de_genes, names, truth, control, top_n)
-    task.significant = significant_genes(truth, control, 0.05)
-    _set_projection(task, training, pcs, metrics)
-    chosen = _metric_names(metrics, task)
-    raw = pd.DataFrame({name: task.score(x, truth, chosen) for name, x in rows.items()}).T
+    task = ScoringTask(
+        control=control,
+        top=_de_genes(de_genes, names, truth, control, top_n),
+        top_n=top_n,
+        significant=significant_genes(truth, control, 0.05),
+        centroid=centroid,
+        projection=find_projection(pcs, control, training) if _need_components(metrics) else None,
+        max_cells=max_cells,
+        seed=seed,
+    )
+    if task.projection is not None and training is not None:
+        task = replace(task, populations=task.project_training(training))
+    chosen = _metric_names(metrics, task.provides())
+    raw = pd.DataFrame({name: _score(x, truth, task, chosen) for name, x in rows.items()}).T
     if truth.shape[0] >= 4:
-        raw.loc[CEILING] = _ceiling(task, chosen, n_splits, seed)
+        raw.loc[CEILING] = _ceiling(truth, task, chosen, n_splits, seed)
     else:
         warnings.warn(f"No ceiling: a split needs 4 true cells, given {truth.shape[0]}.", UserWarning, stacklevel=2)
     baseline = MEAN_SHIFT if training is not None else NO_CHANGE
@@ -174,59 +164,13 @@ def evaluate(
     return table
 
 
-@dataclass
-class _Task:
-    """What every row is scored against; ``score`` is given the truth, so that half of it can stand in."""
-
-    truth: np.ndarray
-    control: np.ndarray
-    max_cells: int | None
-    seed: int
-    top_n: int
-    centroid: np.ndarray | None = None
-    projection: Any = None
-    populations: dict[str, np.ndarray] = field(default_factory=dict)
-    top: np.ndarray = field(default_factory=lambda: np.array([], dtype=int))
-    significant: np.ndarray = field(default_factory=lambda: np.array([], dtype=bool))
-
-    def score(self, pred: np.ndarray, truth: np.ndarray, chosen: Sequence[str]) -> dict[str, float]:
-        functions = {
-            "pearson_delta": lambda: pearson_delta(pred, truth, self.control),
-            "pearson_delta_top": lambda: pearson_delta(pred, truth, self.control, genes=self.top),
-            "pearson_delta_centroid": lambda: pearson_delta_centroid(pred, truth, self.centroid),
-            "mse_mean": lambda: mse_mean(pred, truth),
-            "mse_mean_top": lambda: mse_mean(pred, truth, genes=self.top),
-            "r2_mean": lambda: r2_mean(pred, truth),
-            "energy_distance": lambda: energy_distance(self._few(pred), self._few(truth)),
-            "energy_distance_top": lambda: energy_distance(self._few(pred), self._few(truth), genes=self.top),
-            "energy_distance_pcs": lambda: energy_distance(self._project(pred), self._project(truth)),
-            "relative_mmd": lambda: relative_mmd(self._project(pred), self._project(truth), self.populations),
-            "de_overlap": lambda: de_overlap(pred, truth, self.control, n=self.top_n),
-            "direction_accuracy": lambda: self._direction(pred, truth),
-            "variance_ratio_top": lambda: variance_ratio(pred, truth, genes=self.top),
-        }
-        population = pred.ndim == 2
-        return {m: functions[m]() if population or m not in _NEED_CELLS else float("nan") for m in chosen}
-
-    def set_populations(self, training: Training) -> None:
-        populations = {"control": self.control}
-        for context, pair in training.items():
-            populations |= {f"{context} {i}": x for i, x in enumerate(pair)}
-        self.populations = {name: self._project(x) for name, x in populations.items() if x.shape[0]}
-
-    def _few(self, x: Matrix) -> Matrix:
-        if self.max_cells is None or x.shape[0] <= self.max_cells:
-            return x
-        return x[np.random.default_rng(self.seed).choice(x.shape[0], self.max_cells, replace=False)]
-
-    def _project(self, x: Matrix) -> np.ndarray:
-        return np.asarray(self.projection.transform(self._few(x)), dtype=np.float64)
-
-    def _direction(self, pred: np.ndarray, truth: np.ndarray) -> float:
-        if not self.significant.any():
-            return float("nan")
-        pred_mean = pred if pred.ndim == 1 else pred.mean(axis=0)
-        return sign_agreement(pred_mean, truth.mean(axis=0), self.control.mean(axis=0), self.significant)
+def _score(pred: np.ndarray, truth: np.ndarray, task: ScoringTask, chosen: Sequence[str]) -> dict[str, float]:
+    """Scores of one prediction; NaN where a metric needs cells and the prediction is a mean."""
+    is_mean = pred.ndim == 1
+    return {
+        name: float("nan") if is_mean and "cells" in METRICS[name].needs else METRICS[name].function(pred, truth, task)
+        for name in chosen
+    }
 
 
 def _predictions(named: Mapping[str, Matrix], truth: np.ndarray) -> dict[str, np.ndarray]:
@@ -277,54 +221,50 @@ def _de_genes(de_genes: Any, names: pd.Index | None, truth: np.ndarray, control:
             raise ValueError("`de_genes` holds names; pass `gene_names` as well, or positions.")
         unknown = [gene for gene in selection if gene not in names]
         if unknown:
-            raise ValueError(f"`de_genes` names {len(unknown)} gene(s) not in `gene_names`: {unknown[:5]}.")
+            wanted = f"the {len(selection)} genes of `de_genes`"
+            raise ValueError(missing_genes(unknown, names, wanted=wanted, where="`gene_names`"))
         selection = names.get_indexer(selection)
     return np.asarray(check_genes(selection, truth.shape[1]))
 
 
-def _set_projection(task: _Task, training: Training | None, pcs: Any, metrics: Sequence[str] | None) -> None:
-    unused = metrics is not None and not _NEED_PCS & set(metrics)
-    if pcs is None or unused or (training is None and isinstance(pcs, (int, np.integer))):
-        return
-    if isinstance(pcs, (int, np.integer)):
-        task.projection = fit_pcs([task.control, *(x for pair in training.values() for x in pair)], int(pcs))
-    elif hasattr(pcs, "transform"):
-        task.projection = pcs
-    else:
-        raise TypeError(f"`pcs` is {type(pcs).__name__}; allowed: a number, a fitted object with `transform`, or None.")
-    if training is not None:
-        task.set_populations(training)
+def _need_components(metrics: Sequence[str] | None) -> bool:
+    """Whether any of the metrics that are asked for is taken on components."""
+    return metrics is None or any("pcs" in METRICS[name].needs for name in metrics if name in METRICS)
 
 
-def _metric_names(metrics: Sequence[str] | None, task: _Task) -> list[str]:
-    missing = (_NEED_TRAINING if task.centroid is None else set()) | (_NEED_PCS if task.projection is None else set())
+def _metric_names(metrics: Sequence[str] | None, provided: set[str]) -> list[str]:
+    """Columns of the table: the metrics asked for, or all for which there is what they need."""
+    lacking = {name: sorted(metric.needs - provided - {"cells"}) for name, metric in METRICS.items()}
     if metrics is None:
-        return [metric for metric in METRICS if metric not in missing]
-    unknown = [metric for metric in metrics if metric not in METRICS]
+        return [name for name, needs in lacking.items() if not needs]
+    unknown = [name for name in metrics if name not in METRICS]
     if unknown:
-        raise ValueError(f"`metrics` names {unknown}; allowed: {', '.join(METRICS)}.")
-    impossible = [metric for metric in metrics if metric in missing]
+        raise ValueError(
+            f"`metrics` names {shortened(unknown)}; allowed: {', '.join(METRICS)}.{close_matches(unknown, METRICS)}"
+        )
+    impossible = {name: needs for name, needs in lacking.items() if name in metrics and needs}
     if impossible:
-        raise ValueError(f"{impossible} need `training` (and, on components, `pcs`); pass them or leave these out.")
+        given = [f"{name!r} needs {' and '.join(f'`{n}`' for n in needs)}" for name, needs in impossible.items()]
+        raise ValueError(
+            f"{'; '.join(given)}. Pass what is missing, or leave the metric out. Where `pcs` is a number, components "
+            "are fitted on `training`, which must then be given too."
+        )
     return list(metrics)
 
 
-def _ceiling(task: _Task, chosen: Sequence[str], n_splits: int, seed: int) -> pd.Series:
+def _ceiling(truth: np.ndarray, task: ScoringTask, chosen: Sequence[str], n_splits: int, seed: int) -> pd.Series:
+    """Mean score of one half of the true cells as the prediction of the other half, over random splits."""
     if n_splits < 1:
         raise ValueError(f"`n_splits` is {n_splits}; the ceiling needs at least 1 split.")
-    splits = (split_half(task.truth, seed + i) for i in range(n_splits))
-    return pd.DataFrame([task.score(first, second, chosen) for first, second in splits]).mean()
+    splits = (split_half(truth, seed + i) for i in range(n_splits))
+    return pd.DataFrame([_score(first, second, task, chosen) for first, second in splits]).mean()
 
 
 def _scaled(raw: pd.DataFrame, baseline: str) -> pd.DataFrame:
-    values = raw.copy()
-    if "variance_ratio_top" in values:
-        with np.errstate(divide="ignore"):
-            values["variance_ratio_top"] = np.abs(np.log(values["variance_ratio_top"]))
+    """``(value - baseline) / (ceiling - baseline)``; NaN where the ceiling is not better than the baseline."""
+    values = raw.apply(lambda column: METRICS[column.name].comparable(column))
     if CEILING not in values.index:
         return values * np.nan
-    lower = ["mse_mean", "mse_mean_top", "energy_distance", "energy_distance_top", "energy_distance_pcs",
-             "relative_mmd", "variance_ratio_top"]  # fmt: skip
-    sign = pd.Series({metric: -1.0 if metric in lower else 1.0 for metric in values})
     room = values.loc[CEILING] - values.loc[baseline]
+    sign = pd.Series({name: METRICS[name].sign for name in values})
     return (values - values.loc[baseline]) / room.where(sign * room > 0)

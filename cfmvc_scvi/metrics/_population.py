@@ -59,8 +59,9 @@ def energy_distance(pred: Matrix, truth: Matrix, *, genes: GeneSelection = None,
     genes
         Positions or mask of the columns to use.
     biased
-        ``False``: U-statistic, pairs of a cell with itself left out, unbiased, so it may fall slightly below
-        zero. ``True``: V-statistic with those pairs (never negative, larger for small samples).
+        ``False``: U-statistic, which leaves out pairs of a cell with itself; it is unbiased and may fall slightly
+        below zero. ``True``: V-statistic, which takes these pairs in; it is never negative, and too large for
+        small samples.
 
     Returns
     -------
@@ -265,8 +266,11 @@ def _agreement(predicted: np.ndarray, true: np.ndarray, metric: str) -> Agreemen
 
 
 def _squared(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Squared Euclidean distances, (rows of x, rows of y)."""
     if x.shape[1] <= _WIDE:
         return cdist(x, y, "sqeuclidean")
+    # |x - y|^2 = |x|^2 + |y|^2 - 2 x y, around the mean of y: far from the origin the three terms are large numbers
+    # whose difference would lose digits.
     centre = y.mean(axis=0)
     x, y = x - centre, y - centre
     squares = np.einsum("ij,ij->i", x, x)[:, None] + np.einsum("ij,ij->i", y, y)[None, :]
@@ -278,6 +282,7 @@ def _euclidean(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _row_blocks(n_rows: int, n_columns: int) -> Iterator[slice]:
+    """Rows of a table of distances, in blocks of at most ``_BLOCK_VALUES`` values."""
     step = max(1, _BLOCK_VALUES // max(n_columns, 1))
     for start in range(0, n_rows, step):
         yield slice(start, min(start + step, n_rows))
@@ -287,10 +292,12 @@ Pairwise = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 def _mean_between(x: np.ndarray, y: np.ndarray, pairwise: Pairwise) -> float:
+    """Mean over pairs of a cell of ``x`` and a cell of ``y``."""
     return sum(float(pairwise(x[rows], y).sum()) for rows in _row_blocks(len(x), len(y))) / (len(x) * len(y))
 
 
 def _mean_within(x: np.ndarray, pairwise: Pairwise, self_pairs: bool) -> float:
+    """Mean over pairs of cells of one population, with or without the pairs of a cell with itself."""
     total, diagonal = 0.0, 0.0
     for rows in _row_blocks(len(x), len(x)):
         block = pairwise(x[rows], x)

@@ -41,7 +41,7 @@ def fit_pcs(populations: Matrix | Sequence[Matrix], n_components: int = 50) -> P
     populations
         One matrix of cells x genes (log1p CP10k), or several that are stacked. Never the held-out cells.
     n_components
-        How many; fewer where the data have not as many (one less than cells or genes).
+        Number of components; at most one less than the number of cells, and than that of genes.
 
     Returns
     -------

@@ -13,15 +13,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.neighbors import NearestNeighbors
 
+from cfmvc_scvi._messages import shortened, unknown_choice
 from cfmvc_scvi.metrics import fit_pcs
-from cfmvc_scvi.pl._populations import Cells, read_populations
+from cfmvc_scvi.pl._read_cells import Cells, read_cells
 from cfmvc_scvi.pl._style import (
     COLORS,
     CONTROL,
     DIVERGING,
+    EXPRESSION_UNIT,
     LINE,
     SEQUENTIAL,
-    UNITS,
     axes_for,
     finish,
     group_styles,
@@ -54,16 +55,17 @@ def embedding(
     predicted, control, real
         AnnData of counts, or arrays of log1p CP10k, cells x genes.
     method
-        ``"pca"``: the principal component on which control and real (without real cells: predicted) differ
-        most, and the largest other one. ``"umap"``: scanpy's, on the components.
+        ``"pca"``: the principal component on which the means of control and real cells (without real cells:
+        predicted cells) differ most, and of the rest the component with the largest variance. ``"umap"``: UMAP of
+        the components, from scanpy.
     use_rep
-        Key of ``obsm`` that all of them have, such as ``"X_cfmvc"``, in place of expression.
+        Key of ``obsm`` in every given AnnData, such as ``"X_cfmvc"``, to draw in place of expression.
     n_pcs
         Principal components, fitted on control and real cells alone: the prediction is projected.
     max_cells
         Cells drawn of each population, chosen with ``seed``.
     seed
-        Of the choice and of UMAP.
+        Seed of the choice of cells and of UMAP.
     library_key, title
         As for :func:`mean_expression`.
     ax, show, save
@@ -74,7 +76,7 @@ def embedding(
     The axes.
     """
     if method not in ("pca", "umap"):
-        raise ValueError(f"Unknown `method` {method!r}: choose 'pca' or 'umap'.")
+        raise ValueError(unknown_choice("method", method, ("pca", "umap")))
     values = _representation(predicted, control, real, use_rep, library_key)
     target = "real" if "real" in values else "predicted"
     reference = [values["control"], values[target]]
@@ -106,14 +108,14 @@ def _representation(
     predicted: Cells, control: Cells, real: Cells | None, use_rep: str | None, library_key: str | None
 ) -> dict[str, np.ndarray]:
     if use_rep is None:
-        return read_populations(predicted, control, real, library_key=library_key).values
+        return read_cells(predicted, control, real, library_key=library_key).values
     values = {}
     for name, cells in (("control", control), ("predicted", predicted), ("real", real)):
         if cells is None:
             continue
         if not isinstance(cells, AnnData) or use_rep not in cells.obsm:
-            there = list(cells.obsm) if isinstance(cells, AnnData) else "no obsm, as it is an array"
-            raise KeyError(f"`use_rep` {use_rep!r} is not in the obsm of `{name}`; there is: {there}.")
+            there = shortened(cells.obsm) if isinstance(cells, AnnData) else "no obsm, as it is an array"
+            raise KeyError(f"`use_rep` {use_rep!r} is not in the obsm of `{name}`. There is: {there}.")
         values[name] = np.asarray(cells.obsm[use_rep], dtype=float)
     widths = {name: x.shape[1] for name, x in values.items()}
     if len(set(widths.values())) > 1:
@@ -126,10 +128,11 @@ def _few(x: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _two_components(points: dict[str, np.ndarray], target: str) -> tuple[dict[str, np.ndarray], tuple[str, str]]:
-    """The component that separates control and target most, to the right, and the largest other one."""
+    """Coordinates on the component that separates control and target most, and on the largest of the rest."""
     difference = points[target].mean(axis=0) - points["control"].mean(axis=0)
     x = int(np.argmax(np.abs(difference)))
     y = (1 if x == 0 else 0) if len(difference) > 1 else x
+    # The sign of a component is arbitrary: target shall lie to the right of control, and above it.
     sign = np.where(difference[[x, y]] < 0, -1.0, 1.0)
     return {name: z[:, [x, y]] * sign for name, z in points.items()}, (f"PC {x + 1}", f"PC {y + 1}")
 
@@ -246,6 +249,8 @@ def _background(ax: Axes, xy: np.ndarray, groups: Sequence[str] | None) -> None:
 
 def _project(latent: np.ndarray, velocity: np.ndarray, xy: np.ndarray, n_neighbors: int) -> np.ndarray:
     near = NearestNeighbors(n_neighbors=n_neighbors + 1).fit(latent).kneighbors(latent, return_distance=False)[:, 1:]
+    # Weights of the steps to the neighbours: exp(10 cosine), normalised; less the equal weights, so that velocities
+    # without a direction give no arrow where the neighbours lie on one side.
     step = latent[near] - latent[:, None]
     length = np.linalg.norm(step, axis=-1) * np.linalg.norm(velocity, axis=-1)[:, None]
     cosine = np.einsum("nkd,nd->nk", step, velocity) / np.where(length > 0, length, 1.0)
@@ -258,6 +263,7 @@ def _project(latent: np.ndarray, velocity: np.ndarray, xy: np.ndarray, n_neighbo
 def _on_grid(xy: np.ndarray, arrows: np.ndarray, n_grid: int, least: int = 3) -> tuple[np.ndarray, np.ndarray]:
     """Mean place and arrow of the cells in each square of a grid that holds at least ``least`` of them."""
     low, width = xy.min(axis=0), np.ptp(xy, axis=0).max() / n_grid
+    # Cells are counted by the square they fall into; means of places and arrows are sums over it by their number.
     square = np.floor((xy - low) / (width or 1.0)).astype(int)
     _, code, n = np.unique(square, axis=0, return_inverse=True, return_counts=True)
     code = code.ravel()
@@ -304,7 +310,7 @@ def spatial_gene(
     Figure with three axes; the first two share a colour scale, the third is centred at no change.
     """
     if spatial_key not in control.obsm:
-        raise KeyError(f"`spatial_key` {spatial_key!r} is not in control.obsm; there is: {list(control.obsm)}.")
+        raise KeyError(f"`spatial_key` {spatial_key!r} is not in control.obsm. There is: {shortened(control.obsm)}.")
     if "source_cell" not in predicted.obs:
         raise ValueError("`predicted` has no obs['source_cell']: pass a result of `predict_perturbation`.")
     rows = control.obs_names.get_indexer(predicted.obs["source_cell"].astype(str))
@@ -312,7 +318,7 @@ def spatial_gene(
         raise ValueError(f"{int((rows < 0).sum())} predicted cells were made from cells that are not in `control`.")
     if len(set(rows)) < len(rows):
         raise ValueError("`predicted` has several rows for a cell: give one condition, and one sample.")
-    cells = read_populations(predicted, control, library_key=library_key)
+    cells = read_cells(predicted, control, library_key=library_key)
     [column] = cells.positions([gene])
     before, after = cells.values["control"][rows, column], cells.values["predicted"][:, column]
     xy = np.asarray(control.obsm[spatial_key], dtype=float)[rows, :2]
@@ -331,7 +337,7 @@ def spatial_gene(
     for ax, (values, name, cmap, low, high) in zip(axes, panels, strict=True):
         order = np.argsort(np.abs(values), kind="stable")  # the strongest on top
         drawn = ax.scatter(*xy[order].T, c=values[order], s=area, cmap=cmap, vmin=low, vmax=high, lw=0, rasterized=True)
-        figure.colorbar(drawn, ax=ax, label=UNITS if name != "change" else f"Δ {UNITS}")
+        figure.colorbar(drawn, ax=ax, label=EXPRESSION_UNIT if name != "change" else f"Δ {EXPRESSION_UNIT}")
         ax.set(title=name, aspect="equal", xlabel=f"{spatial_key} 1, data units")
         ax.tick_params(labelsize=8, colors=LINE)
         tidy(ax)

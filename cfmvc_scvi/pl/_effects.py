@@ -1,4 +1,4 @@
-"""Perturbations: what they do to genes, what they are made of, how they lie to each other."""
+"""Perturbations: their effects on genes, their coefficients, and how near they are to each other."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from matplotlib.axes import Axes
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import pdist
 
+from cfmvc_scvi._messages import close_matches, shortened, unknown_choice
 from cfmvc_scvi.pl._style import (
     DIVERGING,
+    EXPRESSION_UNIT,
     FAINT,
     LINE,
     PREDICTED,
-    UNITS,
     axes_for,
     finish,
     group_styles,
@@ -48,7 +49,7 @@ def effects(
     genes
         Genes to draw; ``None`` takes those with the largest effect of any perturbation.
     n_genes
-        How many are taken then.
+        Number of genes drawn where ``genes`` is ``None``.
     title
         Title of the axes.
     ax, show, save
@@ -72,10 +73,13 @@ def effects(
     else:
         missing = [gene for gene in genes if gene not in table]
         if missing or not len(genes):
-            raise ValueError(f"`genes` {missing[:5]} are not in the table, which begins with {list(table)[:5]}.")
+            raise ValueError(
+                f"`genes` {shortened(missing, 5)} are not in the table, which has {shortened(table, 5)}: give at least "
+                f"one of these names.{close_matches(missing, table)}"
+            )
         table = table[list(genes)]
     table = table.iloc[_leaves(table.to_numpy()), _leaves(table.to_numpy().T)]
-    drawn = _heat_map(table, f"log fold change, Δ {UNITS}", ax, title)
+    drawn = _heat_map(table, f"log fold change, Δ {EXPRESSION_UNIT}", ax, title)
     if called is not None and table.size <= 4000:
         marks = called.loc[table.index, table.columns].to_numpy(dtype=bool)
         rows, columns = np.nonzero(marks)
@@ -116,7 +120,7 @@ def coefficients(
     types = table.index.get_level_values(1)
     if labels is not None:
         if labels not in types:
-            raise ValueError(f"Unknown cell type `labels` {labels!r}: the table has {sorted(set(types))}.")
+            raise ValueError(unknown_choice("labels", labels, sorted(set(types))))
         table = table[types == labels].droplevel(1)
     else:
         by_perturbation = table.groupby(level=0, sort=False)
@@ -172,7 +176,10 @@ def perturbation_map(
     _check_frame(table, "perturbation x dims")
     values = table.to_numpy(dtype=float)
     if control is not None and control not in table.index:
-        raise ValueError(f"`control` {control!r} is not in the table, which has {list(table.index[:10])}.")
+        raise ValueError(
+            f"`control` {control!r} is not in the table, which has {shortened(table.index)}."
+            f"{close_matches(control, table.index)}"
+        )
     is_control = table.index == control if control is not None else (values == 0).all(axis=1)
     left, strength, _ = np.linalg.svd(values, full_matrices=False)
     points = np.zeros((len(values), 2))
@@ -205,20 +212,22 @@ def perturbation_map(
 
 
 def _first(points: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates with the points of ``order`` first, and the others after them."""
+    """Coordinates with the points of ``order`` first, and the remaining points after them."""
     rest = np.setdiff1d(np.arange(len(points)), order)
     both = points[np.r_[order, rest]]
     return both[:, 0], both[:, 1]
 
 
 def _groups(index: pd.Index, groups: Mapping[str, str] | None, rows: np.ndarray):
-    """Name, colour, marker and rows of every group; perturbations without one come last, in grey."""
+    """Name, colour, marker and rows of every group; perturbations without a group come last, in grey."""
     if groups is None:
         yield None, PREDICTED, "o", rows
         return
     unknown = [name for name in groups if name not in index]
     if unknown:
-        raise ValueError(f"`groups` names {unknown[:5]}, which are not in the table.")
+        raise ValueError(
+            f"`groups` names {shortened(unknown, 5)}, which are not in the table.{close_matches(unknown, index)}"
+        )
     of_row = np.array([groups.get(name, "") for name in index])
     levels = sorted(set(of_row[rows]) - {""})
     for level, (color, marker) in zip(levels, group_styles(len(levels)), strict=True):
@@ -244,7 +253,7 @@ def _leaves(values: np.ndarray) -> np.ndarray:
 
 
 def _heat_map(table: pd.DataFrame, label: str, ax: Axes | None, title: str | None) -> Axes:
-    """Signed values as colours; names of rows and columns as far as they have room."""
+    """Draw signed values as colours, and the names of rows and columns that have room."""
     n_rows, n_columns = table.shape
     width = float(np.clip(0.17 * n_columns + 2.6, 4.5, 16.0))
     height = float(np.clip(0.17 * n_rows + 1.6, 2.2, 18.0))

@@ -9,13 +9,13 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from cfmvc_scvi.metrics import pearson_delta, r2_mean, top_de_genes
-from cfmvc_scvi.pl._populations import Cells, Populations, read_populations
+from cfmvc_scvi.pl._read_cells import Cells, PlottedCells, read_cells
 from cfmvc_scvi.pl._style import (
     COLORS,
     CONTROL,
+    EXPRESSION_UNIT,
     FAINT,
     PREDICTED,
-    UNITS,
     axes_for,
     finish,
     label_beside,
@@ -48,9 +48,10 @@ def mean_expression(
         Genes with the largest ``|t|`` of real against control that count as differentially expressed
         (:func:`~cfmvc_scvi.metrics.top_de_genes`).
     n_names
-        How many of them are named.
+        Number of differentially expressed genes whose names are written.
     library_key
-        Column of ``obs`` with library sizes; ``None`` is the row sum, for predictions that of the source cell.
+        Column of ``obs`` with library sizes. ``None`` takes the row sum; for a predicted cell, the row sum of the
+        control cell that it was made from.
     gene_names
         Names of the genes, for arrays.
     title
@@ -62,7 +63,7 @@ def mean_expression(
     -------
     The axes. Lines mark equality; R² is of the means (:func:`~cfmvc_scvi.metrics.r2_mean`).
     """
-    cells = read_populations(predicted, control, real, library_key=library_key, gene_names=gene_names)
+    cells = read_cells(predicted, control, real, library_key=library_key, gene_names=gene_names)
     de = top_de_genes(cells.values["real"], cells.values["control"], n_de)
     x, y = cells.means["real"], cells.means["predicted"]
     drawn = axes_for(ax, (4.8, 4.8))
@@ -71,7 +72,7 @@ def mean_expression(
     reach = 1.05 * max(x.max(), y.max(), 1e-3)
     drawn.set(xlim=(-0.02 * reach, reach), ylim=(-0.02 * reach, reach))
     _scatter(drawn, cells, x, y, de, n_names)
-    drawn.set(xlabel=f"real mean, {UNITS}", ylabel=f"predicted mean, {UNITS}")
+    drawn.set(xlabel=f"real mean, {EXPRESSION_UNIT}", ylabel=f"predicted mean, {EXPRESSION_UNIT}")
     head = f"R² {every:.3f} all genes, {top:.3f} top {len(de)} DE"
     drawn.set_title(head if title is None else f"{title}\n{head}", fontsize=10)
     finish(drawn, show, save, own=ax is None)
@@ -100,7 +101,7 @@ def delta(
     -------
     The axes. Pearson-Δ is the correlation over genes (:func:`~cfmvc_scvi.metrics.pearson_delta`).
     """
-    cells = read_populations(predicted, control, real, library_key=library_key, gene_names=gene_names)
+    cells = read_cells(predicted, control, real, library_key=library_key, gene_names=gene_names)
     values = cells.values
     de = top_de_genes(values["real"], values["control"], n_de)
     x = cells.means["real"] - cells.means["control"]
@@ -113,15 +114,15 @@ def delta(
     drawn.axhline(0, color=FAINT, lw=0.6, zorder=0)
     drawn.axvline(0, color=FAINT, lw=0.6, zorder=0)
     _scatter(drawn, cells, x, y, de, n_names)
-    drawn.set(xlabel=f"real change, Δ {UNITS}", ylabel=f"predicted change, Δ {UNITS}")
+    drawn.set(xlabel=f"real change, Δ {EXPRESSION_UNIT}", ylabel=f"predicted change, Δ {EXPRESSION_UNIT}")
     head = f"Pearson-Δ {every:.3f} all genes, {top:.3f} top {len(de)} DE"
     drawn.set_title(head if title is None else f"{title}\n{head}", fontsize=10)
     finish(drawn, show, save, own=ax is None)
     return drawn
 
 
-def _scatter(ax: Axes, cells: Populations, x: np.ndarray, y: np.ndarray, de: np.ndarray, n_names: int) -> None:
-    """All genes, differentially expressed ones in colour, the first of them named; equality as a line."""
+def _scatter(ax: Axes, cells: PlottedCells, x: np.ndarray, y: np.ndarray, de: np.ndarray, n_names: int) -> None:
+    """Draw the line of equality and all genes: genes of ``de`` in colour, the first ``n_names`` of them with names."""
     if n_names < 0:
         raise ValueError(f"`n_names` is {n_names}; it must not be negative.")
     others = np.setdiff1d(np.arange(len(x)), de)
@@ -155,9 +156,10 @@ def gene_distributions(
     predicted, control, real
         As for :func:`mean_expression`; without real cells there are two violins for each gene.
     genes
-        Names of the genes; ``None`` takes those that change most (by ``|t|`` of real, else predicted, cells).
+        Names of the genes; ``None`` takes the genes that change most, by ``|t|`` of real cells (without real cells:
+        predicted cells) against control.
     n_genes
-        How many are taken then.
+        Number of genes drawn where ``genes`` is ``None``.
     library_key, gene_names, title, ax, show, save
         As for :func:`mean_expression`.
 
@@ -165,7 +167,7 @@ def gene_distributions(
     -------
     The axes: a violin for each gene and population, a dot at the mean.
     """
-    cells = read_populations(predicted, control, real, library_key=library_key, gene_names=gene_names)
+    cells = read_cells(predicted, control, real, library_key=library_key, gene_names=gene_names)
     target = cells.values.get("real", cells.values["predicted"])
     if genes is None:
         chosen = top_de_genes(target, cells.values["control"], n_genes)
@@ -182,7 +184,7 @@ def gene_distributions(
     drawn.set_xticks(np.arange(len(chosen)), [str(gene) for gene in cells.genes[chosen]])
     if len(chosen) > 8:
         drawn.tick_params("x", rotation=60)
-    drawn.set(ylabel=UNITS, xlim=(-0.6, len(chosen) - 0.4), ylim=(0, None))
+    drawn.set(ylabel=EXPRESSION_UNIT, xlim=(-0.6, len(chosen) - 0.4), ylim=(0, None))
     drawn.set_title(title or "", fontsize=10)
     drawn.legend(frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), handletextpad=0.1)
     if title:

@@ -44,16 +44,16 @@ class Page:
     parts: list[str] = field(default_factory=list)
 
     def heading(self, text: str, level: int = 2) -> None:
-        """A heading of a section (2) or a part of one (3)."""
+        """Add a heading of a section (level 2) or of a part of a section (level 3)."""
         self.parts.append(f"<h{level}>{html.escape(text)}</h{level}>")
 
     def text(self, text: str, *, note: bool = False) -> None:
-        """A paragraph; notes are smaller."""
+        """Add a paragraph; a note is set smaller."""
         opening = '<p class="note">' if note else "<p>"
         self.parts.append(f"{opening}{html.escape(text)}</p>")
 
     def warnings(self, messages: Sequence[str], nothing: str) -> None:
-        """Warnings as a list, or a sentence that there are none."""
+        """Add a list of warnings, or the sentence ``nothing`` where there are none."""
         if not messages:
             self.parts.append(f'<p class="fine">{html.escape(nothing)}</p>')
             return
@@ -61,7 +61,7 @@ class Page:
         self.parts.append(f'<ul class="warnings">{items}</ul>')
 
     def table(self, table: pd.DataFrame, *, digits: int = 3) -> None:
-        """A table with its index; numbers are rounded to so many significant digits."""
+        """Add a table with its index; numbers are rounded to ``digits`` significant digits."""
         flat = table.reset_index()
         head = "".join(f"<th>{html.escape(str(name))}</th>" for name in flat.columns)
         rows = (
@@ -73,11 +73,11 @@ class Page:
         )
 
     def figures(self, *drawn: tuple[Axes | Figure, str]) -> None:
-        """Figures beside each other, each with its caption; they are closed."""
+        """Add figures beside each other, each with its caption, and close them."""
         self.parts.append(f'<div class="row">{"".join(_figure(*one) for one in drawn)}</div>')
 
     def render(self) -> str:
-        """The page."""
+        """Return the page as HTML."""
         title = html.escape(self.title)
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.text import Annotation
 
-#: Okabe and Ito (2008): told apart with every common colour vision.
+#: Colours of Okabe and Ito (2008), which can be told apart with every common colour vision.
 CONTROL, PREDICTED, REAL = "#8a8f98", "#0072B2", "#D55E00"
 COLORS: Final = {"control": CONTROL, "predicted": PREDICTED, "real": REAL}
 PALETTE: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -21,7 +21,7 @@ _MARKERS: Final = ("o", "^", "s", "D", "v", "P")
 LINE, FAINT = "#4a4f57", "#c4c8ce"
 #: Colour maps: signed values around zero, and values from zero up.
 DIVERGING, SEQUENTIAL = "RdBu_r", "cividis"
-UNITS = "log1p CP10k"
+EXPRESSION_UNIT = "log1p CP10k"
 SMALL = 8.0
 
 _WINDOWLESS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
@@ -37,7 +37,7 @@ def axes_for(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
 
 
 def tidy(ax: Axes) -> None:
-    """Only the lines that carry a scale."""
+    """Hide the lines of the frame that carry no scale."""
     ax.spines[["top", "right"]].set_visible(False)
 
 
@@ -114,7 +114,7 @@ def label_beside(ax: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -
 
 
 def _spread(wanted: np.ndarray, line: float, top: float) -> np.ndarray:
-    """Heights in falling order, at least ``line`` apart, at most ``top`` and at least 0.03, near those wanted."""
+    """Heights near the wanted ones, in falling order: at least ``line`` apart, between 0.03 and ``top``."""
     heights = np.empty(len(wanted))
     ceiling = top
     for i, height in enumerate(wanted):
@@ -152,6 +152,7 @@ def label_points(ax: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -
     return placed
 
 
+#: Offset in points and alignment of a name, in the order in which the places around a point are tried.
 _SIDES = (
     (5, 0, "left", "center"),
     (-5, 0, "right", "center"),
@@ -171,5 +172,5 @@ def _height_in_inches(ax: Axes) -> float:
 
 
 def tick_step(n: int, inches: float) -> int:
-    """Every how many-th name of ``n`` fits in this length without overlap."""
+    """Step between the names to write, of ``n`` in a row, so that they do not overlap on this length."""
     return max(1, int(np.ceil(n * 1.25 * SMALL / 72 / max(inches, 0.1))))

@@ -10,10 +10,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
+from cfmvc_scvi._messages import close_matches, shortened
+from cfmvc_scvi.metrics import METRICS
 from cfmvc_scvi.pl._style import DIVERGING, SEQUENTIAL, axes_for, finish, root_figure, tick_step
-
-#: Metrics for which lower is better; for the variance ratio, 1 is right.
-_LOWER = ("mse_", "energy_distance", "relative_mmd")
 
 
 def support(
@@ -107,7 +106,10 @@ def benchmark(
     if metrics is not None:
         missing = [metric for metric in metrics if metric not in raw]
         if missing or not len(metrics):
-            raise ValueError(f"`metrics` {missing} are not in the table, which has {list(raw)}.")
+            raise ValueError(
+                f"`metrics` {shortened(missing)} are not in the table: give at least one of {shortened(raw, 30)}."
+                f"{close_matches(missing, raw)}"
+            )
         raw, scaled = raw[list(metrics)], scaled[list(metrics)]
     n_rows, n_columns = raw.shape
     longest = max(len(str(name)) for name in raw.index)
@@ -118,8 +120,7 @@ def benchmark(
     for i, j in np.ndindex(raw.shape):
         value = raw.iat[i, j]
         drawn.text(j, i, "–" if not np.isfinite(value) else f"{value:.3g}", ha="center", va="center", fontsize=8)
-    heads = [f"{_pretty(metric)} {_arrow(metric)}".strip() for metric in raw.columns]
-    drawn.set_xticks(range(n_columns), heads, rotation=40, ha="left", fontsize=8)
+    drawn.set_xticks(range(n_columns), [_head(metric) for metric in raw.columns], rotation=40, ha="left", fontsize=8)
     drawn.set_yticks(range(n_rows), raw.index.astype(str), fontsize=8.5)
     drawn.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
     drawn.spines[:].set_visible(False)
@@ -129,11 +130,7 @@ def benchmark(
     return drawn
 
 
-def _pretty(metric: str) -> str:
-    return str(metric).replace("_", " ")
-
-
-def _arrow(metric: str) -> str:
-    if str(metric).startswith("variance_ratio"):
-        return "→ 1"
-    return "↓" if str(metric).startswith(_LOWER) else "↑"
+def _head(metric: object) -> str:
+    """Name of a metric with the direction that is better; a column that is no metric of the table has no arrow."""
+    arrow = METRICS[metric].arrow if metric in METRICS else ""
+    return f"{str(metric).replace('_', ' ')} {arrow}".strip()

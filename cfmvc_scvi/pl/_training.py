@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from cfmvc_scvi._messages import shortened
 from cfmvc_scvi.pl._style import PREDICTED, REAL, finish, tidy
 
 #: Key stem of each stage's loss, title and unit.
@@ -35,7 +36,7 @@ def training_curves(
     history
         A trained model, or its ``history``: a mapping of metric to DataFrame.
     skip
-        Epochs left out at the start, whose loss may dwarf the rest.
+        Number of epochs left out at the start, whose large loss would flatten the rest of the curve.
     show, save
         See :mod:`cfmvc_scvi.pl`.
 
@@ -53,7 +54,7 @@ def training_curves(
     stages = [stage for stage in _STAGES if f"{stage[0]}_train" in history]
     if not stages:
         raise ValueError(
-            f"There are no training curves: `history` has {sorted(history)[:10]}, and needs 'elbo_train' or "
+            f"There are no training curves: `history` has {shortened(sorted(history))}, and needs 'elbo_train' or "
             "'flow_loss_train'. Train the model first."
         )
     figure, axes = plt.subplots(1, len(stages), figsize=(4.6 * len(stages), 3.4), layout="constrained", squeeze=False)

@@ -63,11 +63,11 @@ def test_layer_and_sparse_counts_give_the_same(control):
 
 
 def test_genes_that_are_not_there(control):
-    with pytest.raises(ValueError, match=r"1 of 2 perturbations are not genes.*\['G33x'\].*Close matches: \['G33'\]"):
+    with pytest.raises(ValueError, match=r"1 of the 2 genes .* are not in .*\['G33x'\]. Close matches: \['G33'\]"):
         data.gene_loadings(control, ["G1", "G33x"], n_components=3)
     table = data.gene_loadings(control, ["G1", "G33x"], n_components=3, missing="drop")
     assert table.index.tolist() == ["G1"]
-    with pytest.raises(ValueError, match="2 of 2 perturbations"):
+    with pytest.raises(ValueError, match="2 of the 2 genes"):
         data.gene_loadings(control, ["x", "y"], n_components=3, missing="drop")
 
 
@@ -109,5 +109,5 @@ def test_no_gene_of_the_targets_in_a_panel(real_data):
     """The panel of Papalexi 2021 holds none of the genes that were knocked out: refused, not made up."""
     adata = real_data("papalexi2021")
     targets = sorted(set(adata.obs["perturbation"].astype(str)) - {"control", "non-targeting"})
-    with pytest.raises(ValueError, match="25 of 25 perturbations are not genes of this AnnData"):
+    with pytest.raises(ValueError, match="25 of the 25 genes of the perturbations are not in this AnnData"):
         data.gene_loadings(adata, targets)

@@ -196,7 +196,7 @@ def test_warns_of_counts_and_negatives(task):
         ({"truth": draw(1, 0, 1)}, ValueError, "`truth` has 1 cell"),
         ({"control": draw(9, 0, 1)[:, 1:]}, ValueError, "`control` 29"),
         ({"metrics": ["mse"]}, ValueError, "allowed: pearson_delta"),
-        ({"metrics": ["relative_mmd"], "pcs": None}, ValueError, "need `training`"),
+        ({"metrics": ["relative_mmd"], "pcs": None}, ValueError, "'relative_mmd' needs `pcs`"),
         ({"pcs": "fifty"}, TypeError, "`transform`"),
         ({"training": {}}, ValueError, "at least one context"),
         ({"min_cells": 1000}, ValueError, "No training context"),

@@ -116,7 +116,7 @@ def test_distributions_of_silent_genes_and_without_real_cells(arrays):
 def test_wrong_cells(arrays, trained, cells):
     with pytest.raises(ValueError, match=r"`control` has shape \(60, 39\)"):
         pl.delta(arrays.predicted, arrays.real, arrays.control[:, 1:])
-    with pytest.raises(ValueError, match="`real` lacks 2 genes"):
+    with pytest.raises(ValueError, match="2 of the 60 genes of the prediction are not in `real`"):
         pl.delta(cells.predicted, cells.real[:, 2:].copy(), cells.control)
     with pytest.raises(ValueError, match="`real` has no cells"):
         pl.delta(cells.predicted, cells.real[:0].copy(), cells.control)

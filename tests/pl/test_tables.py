@@ -94,7 +94,7 @@ def test_coefficients(trained):
     np.testing.assert_allclose(one.images[0].get_array(), expected)
     varied = table * np.linspace(1, 2, len(table))[:, None]
     assert len(pl.coefficients(varied).get_yticklabels()) == 6
-    with pytest.raises(ValueError, match="Unknown cell type `labels` 'type9'"):
+    with pytest.raises(ValueError, match="Unknown `labels` 'type9'"):
         pl.coefficients(table, labels="type9")
     with pytest.raises(ValueError, match="get_effect_coefficients"):
         pl.coefficients(table.droplevel(1))

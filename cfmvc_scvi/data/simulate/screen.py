@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import combinations
-from numbers import Integral, Real
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from cfmvc_scvi.data.simulate.design import draw_design, draw_layout, draw_library_size, numbered
-from cfmvc_scvi.data.simulate.truth import DELIMITER, TRUTH_KEY, Truth
+from cfmvc_scvi.data.simulate.cells import draw_annotations, draw_labels, draw_layout, draw_library_size
+from cfmvc_scvi.data.simulate.design import ScreenDesign
+from cfmvc_scvi.data.simulate.draw_truth import draw_truth
+from cfmvc_scvi.data.simulate.truth import TRUTH_KEY, Truth
 
 _CHUNK_ROWS = 2048
 _LAYOUT_SIZE = 1000.0
@@ -64,9 +63,9 @@ def simulate_perturbation(
     effect_size
         Root mean square of a perturbation's effect on :math:`\eta` over the affected genes (natural log).
     affected_fraction
-        Fraction of the genes that perturbations move; the others have an effect of 0.
+        Fraction of the genes that perturbations move; on all other genes their effect is 0.
     shared_fraction, state_fraction
-        Shares of the effect's variance that all cell types have in common, and that depend on the cell state.
+        Share of the effect's variance that all cell types have in common, and share that depends on the cell state.
         The rest is specific to the cell type.
     n_embedding, embedding_noise
         Length of the vectors that describe perturbations, and the standard deviation of the noise added to
@@ -90,8 +89,8 @@ def simulate_perturbation(
         Whether cells have coordinates, and the correlation of the first state dimension with its spatial
         gradient.
     n_panel_genes
-        Keep only so many random genes, as a targeted panel does. ``obs["library_size"]`` still refers to all
-        of them, and is then the column to use as ``size_factor_key``.
+        Keep only this number of random genes, as a targeted panel does. ``obs["library_size"]`` still refers to all
+        `n_genes`, and is then the column to use as ``size_factor_key``.
     store_true_mean
         Whether to keep the dense ``layers["true_mean"]``.
     control
@@ -129,8 +128,8 @@ def simulate_perturbation(
         \mathrm{Var}(x_{ig}) = \mu_{ig} + \mu_{ig}^2 / \theta_g
 
     :math:`v_k` is the vector of perturbation :math:`k` (:math:`\sum_q v_{kq}^2 = Q`). The effects are linear
-    in it, so those of a perturbation without cells can be learned from the vectors of the others. :math:`A`
-    is the part shared by all cell types, :math:`C` the cell-type-specific, :math:`D` the state-dependent part
+    in it, so the effect of a perturbation without cells can be learned from other perturbations and their vectors.
+    :math:`A` is the part shared by all cell types, :math:`C` the cell-type-specific, :math:`D` the state-dependent part
     and :math:`J` the interaction: all are zero outside of the affected genes. :math:`r_k(x) = x^h / (x^h +
     e_k^h)` with :math:`h = 1.5` and half-maximal dose :math:`e_k` within the range of `doses`; :math:`r = 1`
     without doses. :math:`\log L_i` is normal with a mean that depends on the batch. :math:`\beta_g` is
@@ -148,33 +147,67 @@ def simulate_perturbation(
     >>> control = adata[adata.obs["perturbation"] == "control"]
     >>> truth = counterfactual_mean(control, "P1+P2")
     """
-    args = dict(locals())
-    _check(args)
-    gene_rng, vector_rng, design_rng, place_rng, cell_rng, count_rng = np.random.default_rng(seed).spawn(6)
+    design = ScreenDesign(
+        n_cells=n_cells,
+        n_genes=n_genes,
+        n_cell_types=n_cell_types,
+        n_batches=n_batches,
+        n_perturbations=n_perturbations,
+        n_pairs=n_pairs,
+        interaction=interaction,
+        effect_size=effect_size,
+        affected_fraction=affected_fraction,
+        shared_fraction=shared_fraction,
+        state_fraction=state_fraction,
+        n_embedding=n_embedding,
+        embedding_noise=embedding_noise,
+        doses=doses,
+        cell_type_effect=cell_type_effect,
+        n_state=n_state,
+        state_effect=state_effect,
+        batch_effect=batch_effect,
+        confounding=confounding,
+        control_fraction=control_fraction,
+        mean_library_size=mean_library_size,
+        library_size_sd=library_size_sd,
+        dispersion=dispersion,
+        spatial=spatial,
+        spatial_gradient=spatial_gradient,
+        n_panel_genes=n_panel_genes,
+        control=control,
+        seed=seed,
+    )
+    return _draw_screen(design, store_true_mean=store_true_mean)
 
-    conditions = _draw_conditions(args, design_rng)
-    truth = _draw_truth(args, gene_rng, vector_rng)
-    obs = draw_design(args, conditions, truth, design_rng)
+
+def _draw_screen(design: ScreenDesign, *, store_true_mean: bool) -> AnnData:
+    """Draw cells of a design; genes, vectors, cells, places and counts each have a random stream of their own."""
+    gene_rng, vector_rng, design_rng, place_rng, cell_rng, count_rng = np.random.default_rng(design.seed).spawn(6)
+    labels = draw_labels(design, design_rng)
+    truth = draw_truth(design, gene_rng, vector_rng)
+    obs = draw_annotations(design, labels, truth, design_rng)
     layout = draw_layout(obs, place_rng)
-    state = cell_rng.standard_normal((n_cells, n_state))
-    if spatial:
+    state = cell_rng.standard_normal((design.n_cells, design.n_state))
+    if design.spatial:
+        # sqrt(2) cos(pi x) has variance 1 over the square, so the state keeps variance 1 and has this correlation.
         gradient = np.sqrt(2) * np.cos(np.pi * layout[:, 0])
-        state[:, 0] = np.sqrt(1 - spatial_gradient**2) * state[:, 0] + spatial_gradient * gradient
-    obs["library_size"] = draw_library_size(args, obs["batch"].cat.codes.to_numpy(), cell_rng)
+        correlation = design.spatial_gradient
+        state[:, 0] = np.sqrt(1 - correlation**2) * state[:, 0] + correlation * gradient
+    obs["library_size"] = draw_library_size(design, obs["batch"].cat.codes.to_numpy(), cell_rng)
 
     adata = AnnData(obs=obs, var=pd.DataFrame(index=pd.Index(truth.genes)))
     adata.obsm["true_state"] = state.astype(np.float32)
-    if spatial:
+    if design.spatial:
         adata.obsm["spatial"] = _LAYOUT_SIZE * layout
     adata.var["dispersion"] = truth.dispersion
     adata.var["affected"] = truth.affected
     adata.uns["simulation"] = truth.to_uns()
-    vectors = truth.vectors + embedding_noise * vector_rng.standard_normal(truth.vectors.shape)
+    vectors = truth.vectors + design.embedding_noise * vector_rng.standard_normal(truth.vectors.shape)
     adata.uns["perturbation_embedding"] = pd.DataFrame(
-        vectors, index=pd.Index(truth.perturbations), columns=[f"v{q + 1}" for q in range(n_embedding)]
+        vectors, index=pd.Index(truth.perturbations), columns=[f"v{q + 1}" for q in range(design.n_embedding)]
     )
-    if n_panel_genes is not None:
-        panel = np.sort(design_rng.choice(n_genes, n_panel_genes, replace=False))
+    if design.n_panel_genes is not None:
+        panel = np.sort(design_rng.choice(design.n_genes, design.n_panel_genes, replace=False))
         adata = adata[:, panel].copy()
     _draw_counts(adata, truth, count_rng, store_true_mean=store_true_mean)
     return adata
@@ -195,7 +228,7 @@ def counterfactual_mean(
         Data from :func:`simulate_perturbation`, or any of its cells and genes in any order.
     perturbation
         A label for all cells, or one per cell: the control, a perturbation, or several joined by ``"+"`` (in
-        any order, measured or not; control members count as nothing, repeated ones once).
+        any order, measured or not; a control member changes nothing, a repeated member counts once).
     dosage
         A dose for all cells, or one per cell, if the data were simulated with doses. ``"0.1+10"`` gives each
         member of a combination its own. Dose 0 is control. Not needed for the control.
@@ -240,127 +273,6 @@ def counterfactual_mean(
         pairs=pairs,
         library_size=adata.obs["library_size"].to_numpy(),
         genes=truth.codes("genes", adata.var_names),
-    )
-
-
-_COUNTS = {"n_cells": 1, "n_genes": 2, "n_cell_types": 1, "n_batches": 1, "n_perturbations": 1}
-_COUNTS |= {"n_pairs": 0, "n_embedding": 1, "n_state": 1, "seed": 0}
-_FRACTIONS = ("affected_fraction", "shared_fraction", "state_fraction", "confounding", "spatial_gradient")
-_SIZES = ("effect_size", "interaction", "embedding_noise", "cell_type_effect", "state_effect", "batch_effect")
-_SIZES += ("library_size_sd",)
-
-
-def _check(args: dict[str, Any]) -> None:
-    """Refuse arguments out of range."""
-    for name, minimum in _COUNTS.items():
-        value = args[name]
-        if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
-            raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}.")
-    for name in _FRACTIONS:
-        if not _is_number(args[name]) or not 0 <= args[name] <= 1:
-            raise ValueError(f"{name} must be a number between 0 and 1, got {args[name]!r}.")
-    for name in _SIZES:
-        if not _is_number(args[name]) or not 0 <= args[name] < np.inf:
-            raise ValueError(f"{name} must be a finite number of at least 0, got {args[name]!r}.")
-    optional = () if args["mean_library_size"] is None else ("mean_library_size",)
-    for name in ("dispersion", *optional):
-        if not _is_number(args[name]) or not 0 < args[name] < np.inf:
-            raise ValueError(f"{name} must be a finite number above 0, got {args[name]!r}.")
-    if not _is_number(args["control_fraction"]) or not 0 < args["control_fraction"] < 1:
-        raise ValueError(f"control_fraction must be above 0 and below 1, got {args['control_fraction']!r}.")
-    if args["shared_fraction"] + args["state_fraction"] > 1 + 1e-9:
-        raise ValueError(
-            f"shared_fraction + state_fraction must not exceed 1, got {args['shared_fraction']!r} + "
-            f"{args['state_fraction']!r}. The rest is the cell-type-specific share."
-        )
-    _check_conditions(args)
-
-
-def _check_conditions(args: dict[str, Any]) -> None:
-    """Refuse perturbations, doses and panels that cannot be."""
-    n_perturbations, n_pairs, control = args["n_perturbations"], args["n_pairs"], args["control"]
-    possible = n_perturbations * (n_perturbations - 1) // 2
-    if n_pairs > possible:
-        raise ValueError(
-            f"n_pairs={n_pairs}, but {n_perturbations} perturbations make {possible} pairs. Lower n_pairs or "
-            "raise n_perturbations."
-        )
-    is_name = isinstance(control, str) and control and DELIMITER not in control
-    if not is_name or control in numbered("P", n_perturbations):
-        raise ValueError(
-            f"control must be a non-empty string without {DELIMITER!r} that is no perturbation's name "
-            f"('P1', ...), got {control!r}."
-        )
-    if args["confounding"] > 0 and n_perturbations + n_pairs < args["n_batches"]:
-        raise ValueError(
-            f"confounding={args['confounding']} gives every batch perturbations of its own, but there are "
-            f"{n_perturbations + n_pairs} for {args['n_batches']} batches. Raise n_perturbations."
-        )
-    panel, n_genes = args["n_panel_genes"], args["n_genes"]
-    if panel is not None and not (isinstance(panel, Integral) and 1 <= panel <= n_genes):
-        raise ValueError(f"n_panel_genes must be None or an integer from 1 to n_genes={n_genes}, got {panel!r}.")
-    if args["doses"] is not None:
-        doses = list(args["doses"]) if isinstance(args["doses"], Iterable) else []
-        if not doses or len(set(doses)) < len(doses) or not all(_is_number(d) and 0 < d < np.inf for d in doses):
-            raise ValueError(
-                f"doses must be distinct finite numbers above 0, got {args['doses']!r}. Dose 0 is the "
-                "control, which is always there; None is for no doses."
-            )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and not np.isnan(value)
-
-
-def _draw_conditions(args: dict[str, Any], rng: np.random.Generator) -> list[str]:
-    """Labels of the perturbations and pairs that are measured, without the control."""
-    names = numbered("P", args["n_perturbations"])
-    possible = list(combinations(names, 2))
-    chosen = np.sort(rng.choice(len(possible), args["n_pairs"], replace=False)) if args["n_pairs"] else []
-    return names + [DELIMITER.join(possible[i]) for i in chosen]
-
-
-def _draw_truth(args: dict[str, Any], rng: np.random.Generator, vector_rng: np.random.Generator) -> Truth:
-    """Parameters of the genes, cell types, batches and perturbations."""
-    n_genes, n_types, n_state, n_dims = (args[k] for k in ("n_genes", "n_cell_types", "n_state", "n_embedding"))
-    n_affected = round(args["affected_fraction"] * n_genes)
-    in_programme = np.zeros((n_dims, n_genes), bool)
-    affected = rng.choice(n_genes, n_affected, replace=False)
-    in_programme[:, affected] = rng.random((n_dims, n_affected)) < 0.5
-    in_programme[rng.integers(n_dims, size=n_affected), affected] = True
-    scale = args["effect_size"] * in_programme / np.sqrt(np.maximum(in_programme.sum(axis=0), 1))
-
-    def loadings(share: float, *leading: int) -> np.ndarray:
-        size = rng.uniform(0.5, 1.5, (*leading, n_dims, n_genes)) / np.sqrt(13 / 12)
-        return np.sqrt(share) * scale * size * rng.choice([-1.0, 1.0], size.shape)
-
-    def sparse_normal(sd: float, n_rows: int) -> np.ndarray:
-        return sd * rng.standard_normal((n_rows, n_genes)) * (rng.random((n_rows, n_genes)) < 0.2)
-
-    specific = max(1 - args["shared_fraction"] - args["state_fraction"], 0.0)
-    vectors = vector_rng.standard_normal((args["n_perturbations"], n_dims))
-    vectors *= np.sqrt(n_dims) / np.linalg.norm(vectors, axis=1, keepdims=True)
-    half_dose = np.empty(0)
-    if args["doses"] is not None:
-        low, high = np.log(min(args["doses"])), np.log(max(args["doses"]))
-        half_dose = np.exp(low + (high - low) * vector_rng.uniform(0.2, 0.8, args["n_perturbations"]))
-    return Truth(
-        control=args["control"],
-        genes=numbered("gene", n_genes),
-        cell_types=numbered("type", n_types),
-        batches=numbered("batch", args["n_batches"]),
-        perturbations=numbered("P", args["n_perturbations"]),
-        baseline=np.minimum(1.2 * rng.standard_normal(n_genes), 1.5),
-        dispersion=args["dispersion"] * np.exp(0.5 * rng.standard_normal(n_genes)),
-        cell_type_programme=sparse_normal(args["cell_type_effect"], n_types),
-        state_loadings=sparse_normal(args["state_effect"], n_state),
-        batch_effect=args["batch_effect"] * rng.standard_normal((args["n_batches"], n_genes)),
-        effect_shared=loadings(args["shared_fraction"]),
-        effect_cell_type=loadings(specific, n_types),
-        effect_state=loadings(args["state_fraction"] / n_state, n_state),
-        effect_pair=loadings(args["interaction"] ** 2),
-        vectors=vectors,
-        half_dose=half_dose,
     )
 
 

@@ -1,4 +1,7 @@
-"""Parameters of a simulated screen and the mean they imply; the model is stated in :mod:`.simulate`."""
+"""Parameters of a simulated screen and the mean counts they imply.
+
+:func:`~cfmvc_scvi.data.simulate_perturbation` states the model, with the symbols used here.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,21 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
+from cfmvc_scvi._messages import close_matches, shortened
+
 DELIMITER: Final = "+"
 TRUTH_KEY: Final = "simulation"
 _HILL: Final = 1.5
-#: Rows of one matrix product. Always as many, so that a cell's mean has the same bits whatever its company.
+#: Rows of every matrix product. BLAS rounds differently for different shapes: with one shape for all, the mean of a
+#: cell has the same bits whichever other cells are asked for with it.
 _BLOCK_ROWS: Final = 256
 
 
 @dataclass(kw_only=True, frozen=True)
 class Truth:
-    """Everything but the cells.
+    """Parameters of the genes, cell types, batches and perturbations of a screen: all of it except the cells.
 
-    G genes, C cell types, B batches, P perturbations, S state dimensions, Q dimensions of their vectors.
+    Shapes: G genes, C cell types, B batches, P perturbations, S state dimensions, Q dimensions of their vectors.
     """
 
     control: str
@@ -73,8 +79,8 @@ class Truth:
         if (codes < 0).any():
             unknown = pd.Index(names)[codes < 0].unique().tolist()
             raise ValueError(
-                f"{what} {unknown[:5]} were not simulated. Those that were: {known[:10].tolist()}"
-                f"{' ...' if len(known) > 10 else ''}. Use the names that simulate_perturbation gave."
+                f"{what} {shortened(unknown, 5)} were not simulated. Simulated were {shortened(known)}."
+                f"{close_matches(unknown, known)} Use the names that simulate_perturbation gave."
             )
         return codes
 
@@ -103,9 +109,8 @@ class Truth:
         unknown = [member for member in members if member not in known and member != self.control]
         if unknown:
             raise ValueError(
-                f"Unknown perturbation {unknown} in {label!r}. Known: {self.control!r}, "
-                f"{', '.join(map(repr, self.perturbations[:20]))}{' ...' if len(known) > 20 else ''}, and "
-                f"combinations joined by {DELIMITER!r}."
+                f"Unknown perturbation {shortened(unknown)} in {label!r}.{close_matches(unknown, known)} Known: "
+                f"{shortened([self.control, *known], 20)}, and combinations of these joined by {DELIMITER!r}."
             )
         doses = self._member_doses(label, members, dose)
         responses: dict[int, float] = {}

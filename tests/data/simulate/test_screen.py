@@ -356,7 +356,7 @@ def test_hostile_arguments_are_refused(kwargs, message):
 
 def test_hostile_counterfactuals_are_refused(adata, dosed):
     cases = [
-        (adata, "P9", None, "Unknown perturbation .*'P9'.*Known: 'control', 'P1'"),
+        (adata, "P9", None, r"Unknown perturbation \['P9'\] in 'P9'.*Known: \['control', 'P1'"),
         (adata, "P1+", None, "Unknown perturbation"),
         (adata, "P1", 1.0, "without doses"),
         (adata, ["P1", "P2"], None, "one for each of the 2400"),

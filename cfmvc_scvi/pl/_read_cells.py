@@ -11,13 +11,14 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from cfmvc_scvi._messages import close_matches, missing_genes, shortened
 from cfmvc_scvi.metrics import log1p_cp10k
 
 Cells: TypeAlias = AnnData | np.ndarray
 
 
 @dataclass(frozen=True)
-class Populations:
+class PlottedCells:
     """Control, predicted and real cells of one condition on one scale and one set of genes.
 
     Attributes
@@ -37,26 +38,26 @@ class Populations:
         return {name: x.mean(axis=0) for name, x in self.values.items()}
 
     def positions(self, genes: Sequence[str]) -> np.ndarray:
-        """Columns of genes by name."""
+        """Columns of genes, by their names."""
         wanted = [genes] if isinstance(genes, str) else list(genes)
         found = self.genes.get_indexer(wanted)
         missing = [gene for gene, at in zip(wanted, found, strict=True) if at < 0]
         if missing or not wanted:
             raise ValueError(
-                f"`genes` {missing[:5]} are not among the {len(self.genes)} genes of the cells, which begin with "
-                f"{list(self.genes[:5])}: give at least one of their names."
+                f"`genes` {shortened(missing, 5)} are not among the {len(self.genes)} genes of the cells, "
+                f"{shortened(self.genes, 5)}: give at least one of these names.{close_matches(missing, self.genes)}"
             )
         return found
 
 
-def read_populations(
+def read_cells(
     predicted: Cells,
     control: Cells,
     real: Cells | None = None,
     *,
     library_key: str | None = None,
     gene_names: Sequence[str] | None = None,
-) -> Populations:
+) -> PlottedCells:
     """Cells of one condition, aligned by gene name to the prediction.
 
     A prediction keeps the library sizes of the cells it was made from: they are looked up in ``control`` by
@@ -68,7 +69,7 @@ def read_populations(
     for name, cells in given.items():
         library = _source_library(cells, control) if name == "predicted" and library_key is None else None
         values[name] = lognorm(cells, name, genes, library_key=library_key, library=library)
-    return Populations(values, genes)
+    return PlottedCells(values, genes)
 
 
 def lognorm(
@@ -93,8 +94,8 @@ def lognorm(
         raise ValueError(f"`{name}` has no cells.")
     columns = cells.var_names.get_indexer(genes)
     if (columns < 0).any():
-        missing = list(genes[columns < 0])
-        raise ValueError(f"`{name}` lacks {len(missing)} genes of the prediction: {missing[:5]}.")
+        wanted = f"the {len(genes)} genes of the prediction"
+        raise ValueError(missing_genes(genes[columns < 0], cells.var_names, wanted=wanted, where=f"`{name}`"))
     if _return_type(cells) == "latent":
         raise ValueError(f"`{name}` holds latents, not expression: predict with `return_type='mean'`.")
     if _return_type(cells) == "lognorm":
@@ -102,7 +103,9 @@ def lognorm(
     else:
         if library_key is not None:
             if library_key not in cells.obs:
-                raise KeyError(f"`library_key` {library_key!r} is not in the obs of `{name}`: {list(cells.obs)}.")
+                raise KeyError(
+                    f"`library_key` {library_key!r} is not in the obs of `{name}`. There is: {shortened(cells.obs)}."
+                )
             library = cells.obs[library_key].to_numpy(dtype=float)
         values = log1p_cp10k(cells.X, library)
     values = values[:, columns]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import sparse
 
-from cfmvc_scvi.io.plain import from_plain, to_plain
+from cfmvc_scvi.io.codec import from_plain, to_plain
 
 
 def there_and_back(value):

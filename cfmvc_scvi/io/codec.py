@@ -1,4 +1,9 @@
-"""Nested Python values as JSON and arrays, and back: exact, and unable to run code."""
+"""Nested Python values as JSON and arrays, and back: exact, and unable to run code.
+
+What JSON has stays as it is: ``None``, booleans, integers, finite floats, text, lists, and dictionaries whose keys are
+text that does not begin with ``$``. Everything else becomes a dictionary with one key that begins with ``$`` and names
+the type, such as ``{"$tuple": [1, 2]}``. Numbers of arrays are kept aside under names, ``{"$array": "a0"}``.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +18,8 @@ from scipy import sparse
 
 #: Kinds of numbers that safetensors holds: bool, integers, floats.
 _NUMBER_KINDS = "biuf"
-_SPARSE = {
-    name: getattr(sparse, name) for name in ("csr_matrix", "csc_matrix", "csr_array", "csc_array")
-}  # those with data, indices and indptr
+#: Sparse matrices that consist of data, indices and indptr.
+_SPARSE = {name: getattr(sparse, name) for name in ("csr_matrix", "csc_matrix", "csr_array", "csc_array")}
 
 
 def to_plain(value: Any, where: str = "value") -> tuple[Any, dict[str, np.ndarray]]:
@@ -34,24 +38,41 @@ def to_plain(value: Any, where: str = "value") -> tuple[Any, dict[str, np.ndarra
 
     Returns
     -------
-    A value for :func:`json.dumps`, and the arrays it refers to.
+    A value for :func:`json.dumps`, and the arrays that it names.
 
     Raises
     ------
     TypeError
         For a value of another type, saying where it is.
+
+    Examples
+    --------
+    >>> to_plain({"shape": (2, 3), "scale": float("inf")})
+    ({'shape': {'$tuple': [2, 3]}, 'scale': {'$float': 'inf'}}, {})
     """
     arrays: dict[str, np.ndarray] = {}
     return _Encoder(arrays).encode(value, where), arrays
 
 
 def from_plain(plain: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """Counterpart of :func:`to_plain`.
+    """Value that :func:`to_plain` has split.
+
+    Parameters
+    ----------
+    plain
+        Value as :func:`json.loads` returns it.
+    arrays
+        Arrays by name.
 
     Raises
     ------
     ValueError
         For anything that :func:`to_plain` does not write.
+
+    Examples
+    --------
+    >>> from_plain({"shape": {"$tuple": [2, 3]}, "scale": {"$float": "inf"}}, {})
+    {'shape': (2, 3), 'scale': inf}
     """
     try:
         return _decode(plain, arrays)
@@ -60,6 +81,8 @@ def from_plain(plain: Any, arrays: Mapping[str, np.ndarray]) -> Any:
 
 
 class _Encoder:
+    """Turns values into JSON and puts their numbers into ``arrays``; ``where`` is the name of a value, for errors."""
+
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
         self.arrays = arrays
 
@@ -73,6 +96,7 @@ class _Encoder:
         )
 
     def _methods(self) -> tuple[tuple[Any, Callable[[Any, str], Any]], ...]:
+        """Types and how each is encoded; the first that fits is taken, so subclasses stand before their parents."""
         return (
             (type(None), self._same),
             (np.generic, self._scalar),  # before float and bool, of which some are subclasses
@@ -115,6 +139,7 @@ class _Encoder:
         return {"$dict": pairs}
 
     def _store(self, array: np.ndarray) -> str:
+        """Keep an array aside and return its name."""
         name = f"a{len(self.arrays)}"
         self.arrays[name] = np.ascontiguousarray(array).reshape(array.shape)
         return name
@@ -153,6 +178,7 @@ class _Encoder:
         return {"$series": self._column(value, where), "index": self.encode(value.index, where), **self._name(value)}
 
     def _column(self, value: pd.Series | pd.Index, where: str) -> Any:
+        """Values of a series or an index, without its name and labels."""
         if isinstance(value.dtype, pd.CategoricalDtype):
             return self._categorical(pd.Categorical(value), where)
         if isinstance(value.dtype, pd.StringDtype):
@@ -180,6 +206,7 @@ class _Encoder:
 
 
 def _ordered(values: set | frozenset) -> list:
+    """Members of a set in an order that does not depend on the process, so that equal sets give equal files."""
     return sorted(values, key=repr)
 
 
@@ -241,6 +268,7 @@ def _decode_categorical(codes: str, plain: dict, arrays: Mapping[str, np.ndarray
     return pd.Categorical.from_codes(arrays[codes], _decode(plain["categories"], arrays), ordered=plain["ordered"])
 
 
+#: How to decode what a tag names: ``(value behind the tag, the whole dictionary, arrays)``.
 _DECODERS: dict[str, Callable[[Any, dict, Mapping[str, np.ndarray]], Any]] = {
     "$float": lambda text, plain, arrays: {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[text],
     "$tuple": lambda items, plain, arrays: tuple(_decode(items, arrays)),
