@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
+from cfmvc_scvi._messages import unknown_choice
 from cfmvc_scvi.calibration.process import MeanEffects
 
 
@@ -132,5 +133,5 @@ def get_estimator(name: str) -> type[EffectEstimator]:
         For an unknown name; lists those that are known.
     """
     if name not in ESTIMATORS:
-        raise ValueError(f"Unknown `estimator` {name!r}: choose one of {sorted(ESTIMATORS)}.")
+        raise ValueError(unknown_choice("estimator", name, sorted(ESTIMATORS)))
     return ESTIMATORS[name]

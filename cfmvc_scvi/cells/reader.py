@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from scvi import REGISTRY_KEYS
 from torch import Tensor
 
 from cfmvc_scvi._constants import CFMVC_KEYS
+from cfmvc_scvi._messages import close_matches, missing_genes, shortened
 from cfmvc_scvi._types import FlowContext
 from cfmvc_scvi.cells.table import CellTable
 from cfmvc_scvi.registration.checks import check_finite_column, check_unique_genes
@@ -110,11 +110,8 @@ class CellReader:
         columns = adata.var_names.get_indexer(self.var_names)
         missing = self.var_names[columns < 0]
         if len(missing):
-            raise ValueError(
-                f"{len(missing)} of the {len(self.var_names)} genes the model was trained on are not in this AnnData: "
-                f"{list(missing[:5])}{' ...' if len(missing) > 5 else ''}. Genes are matched by `var_names`: check "
-                "that both use the same identifiers (symbols or Ensembl)."
-            )
+            wanted = f"the {len(self.var_names)} genes the model was trained on"
+            raise ValueError(missing_genes(missing, adata.var_names, wanted=wanted))
         return matrix[:, columns]
 
     def _annotations(self, adata: AnnData, rows: np.ndarray | None) -> _Annotations:
@@ -151,7 +148,8 @@ class CellReader:
             n_missing = int(cells.obs[key].isna().sum())
             if n_missing and not allow_unknown:
                 raise ValueError(
-                    f"adata.obs[{key!r}], the {what}, is missing for {n_missing} cells: give each one of {names[:20]}, "
+                    f"adata.obs[{key!r}], the {what}, is missing for {n_missing} cells: give each one of "
+                    f"{shortened(names, 20)}, "
                     "or leave them out."
                 )
             values = cells.obs[key].astype(str).to_numpy()
@@ -162,7 +160,8 @@ class CellReader:
         else:
             raise KeyError(
                 f"The model needs the {what} of every cell, but {key!r} is not in adata.obs. There is: "
-                f"{list(cells.obs.columns)}. Add the column, with levels of {names[:20]}.{_nearest_hint(what)}"
+                f"{list(cells.obs.columns)}. Add the column, with levels of "
+                f"{shortened(names, 20)}.{_nearest_hint(what)}"
             )
         found = pd.Index(names).get_indexer(values)
         unknown = sorted(set(values[found < 0]))
@@ -213,11 +212,10 @@ def categories(field_registries: Mapping[str, Any], key: str) -> list[str]:
 
 def unknown_level_message(what: str, where: str, unknown: Sequence[str], known: Sequence[str]) -> str:
     """Message for levels the model was not trained with."""
-    close = sorted({match for level in unknown for match in difflib.get_close_matches(level, known, n=2)})
-    hint = f" Close matches: {close}." if close else ""
     return (
-        f"{where} has {len(unknown)} {what} level(s) the model was not trained with: {list(unknown)[:10]}.{hint} "
-        f"Known: {list(known)[:30]}. Rename them to known levels, or train with control cells of the new ones."
+        f"{where} has {len(unknown)} {what} level(s) the model was not trained with: "
+        f"{shortened(unknown)}.{close_matches(unknown, known)} "
+        f"Known: {shortened(known, 30)}. Rename them to known levels, or train with control cells of the new ones."
         f"{_nearest_hint(what)}"
     )
 

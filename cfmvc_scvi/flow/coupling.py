@@ -11,6 +11,8 @@ import torch
 from numpy.random import Generator
 from scipy.optimize import linear_sum_assignment
 
+from cfmvc_scvi._messages import unknown_choice
+
 #: Points per optimal transport problem; its time per point grows about in proportion.
 CHUNK_SIZE: Final = 256
 
@@ -100,5 +102,5 @@ COUPLINGS: Final[dict[str, type[Coupling]]] = {"ot": OTCoupling, "independent": 
 def get_coupling(name: str, **kwargs) -> Coupling:
     """Coupling of that name: ``"ot"`` or ``"independent"``."""
     if name not in COUPLINGS:
-        raise ValueError(f"Unknown `coupling` {name!r}: choose one of {sorted(COUPLINGS)}.")
+        raise ValueError(unknown_choice("coupling", name, sorted(COUPLINGS)))
     return COUPLINGS[name](**kwargs)

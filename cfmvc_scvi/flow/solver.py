@@ -9,6 +9,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from cfmvc_scvi._messages import unknown_choice
+
 #: A velocity field: points (n, d) and a scalar time to velocities (n, d).
 Velocity = Callable[[Tensor, float], Tensor]
 
@@ -169,5 +171,5 @@ SOLVERS: Final[dict[str, type[Solver]]] = {
 def get_solver(name: str, n_steps: int | None = None) -> Solver:
     """Solver of that name: ``"euler"``, ``"midpoint"``, ``"rk4"`` or ``"adaptive"``."""
     if name not in SOLVERS:
-        raise ValueError(f"Unknown `solver` {name!r}: choose one of {sorted(SOLVERS)}.")
+        raise ValueError(unknown_choice("solver", name, sorted(SOLVERS)))
     return SOLVERS[name]() if n_steps is None else SOLVERS[name](n_steps)

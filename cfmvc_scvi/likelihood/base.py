@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from cfmvc_scvi._messages import unknown_choice
 from cfmvc_scvi._types import CountBatch, at_least_float32
 
 
@@ -115,5 +116,5 @@ def get_likelihood(name: str, n_genes: int) -> Likelihood:
         For an unknown name; lists those that are known.
     """
     if name not in LIKELIHOODS:
-        raise ValueError(f"Unknown `gene_likelihood` {name!r}: choose one of {sorted(LIKELIHOODS)}.")
+        raise ValueError(unknown_choice("gene_likelihood", name, sorted(LIKELIHOODS)))
     return LIKELIHOODS[name](n_genes)

@@ -11,6 +11,8 @@ from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 
 from cfmvc_scvi._constants import AUTO, CFMVC_KEYS
+from cfmvc_scvi._messages import unknown_choice
+from cfmvc_scvi.flow import get_coupling
 from cfmvc_scvi.model.persist import PersistenceMixin
 from cfmvc_scvi.model.programs import ProgramMixin
 from cfmvc_scvi.model.report import ReportMixin
@@ -19,6 +21,9 @@ from cfmvc_scvi.model.training import TrainingMixin
 from cfmvc_scvi.model.trajectory import TrajectoryMixin
 from cfmvc_scvi.prediction.generate import GenerationMixin
 from cfmvc_scvi.registration.registration import Registration
+
+#: Where the flow may start.
+FLOW_SOURCES = ("control", "noise")
 
 
 class CFMVC(
@@ -88,10 +93,9 @@ class CFMVC(
         coupling: Literal["ot", "independent"] = "ot",
         **module_kwargs: Any,
     ) -> None:
-        if flow_source not in ("control", "noise"):
-            raise ValueError(f"Unknown `flow_source` {flow_source!r}: choose 'control' or 'noise'.")
-        if coupling not in ("ot", "independent"):
-            raise ValueError(f"Unknown `coupling` {coupling!r}: choose 'ot' or 'independent'.")
+        if flow_source not in FLOW_SOURCES:
+            raise ValueError(unknown_choice("flow_source", flow_source, FLOW_SOURCES))
+        get_coupling(coupling)  # refuses an unknown one
         super().__init__(adata, registry)
         stats = self.summary_stats
         self.module = self._module_cls(

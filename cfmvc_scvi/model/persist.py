@@ -15,6 +15,7 @@ from scvi.model.base import BaseModelClass
 
 from cfmvc_scvi._base import ModelBase
 from cfmvc_scvi._compat import parse_device, read_pickled_model
+from cfmvc_scvi._messages import missing_genes
 from cfmvc_scvi.calibration.calibration import CalibrationState, make_calibration
 from cfmvc_scvi.io.archive import (
     archive_exists,
@@ -229,10 +230,7 @@ def align_genes(adata: AnnData, var_names: list[str]) -> AnnData:
         return adata
     missing = wanted.difference(adata.var_names)
     if len(missing):
-        raise ValueError(
-            f"{len(missing)} of the model's {len(wanted)} genes are not in this AnnData: {list(missing[:5])}"
-            f"{' ...' if len(missing) > 5 else ''}. Genes are matched by `var_names`."
-        )
+        raise ValueError(missing_genes(missing, adata.var_names, wanted=f"the model's {len(wanted)} genes"))
     return adata[:, wanted].copy()
 
 

@@ -24,7 +24,6 @@ from cfmvc_scvi.registration.vocabulary import Condition, UnknownPerturbationErr
 _MIN_CELLS = 10
 _FEW_CELLS, _FEW_CONTEXTS = 30, 3
 _MODEL = "CFMVC"
-_OVERVIEW = ("pearson_delta", "pearson_delta_top", "mse_mean", "r2_mean", "energy_distance_top", "direction_accuracy")
 
 
 @dataclass
@@ -264,7 +263,7 @@ class ReportMixin(PredictionMixin, EffectMixin):
                 "control": len(held.control),
                 "contexts": len(held.training),
                 "95 % intervals hold": f"{held.coverage:.0%}" if np.isfinite(held.coverage) else "–",
-                **held.table["raw"].loc[_MODEL].reindex(_OVERVIEW).to_dict(),
+                **held.table["raw"].loc[_MODEL].reindex(metrics.overview_metrics()).to_dict(),
             }
             for held in conditions
         }

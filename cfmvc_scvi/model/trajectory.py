@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from anndata import AnnData
 
+from cfmvc_scvi._messages import shortened
 from cfmvc_scvi.prediction.output import latent_var
 from cfmvc_scvi.prediction.predict import PredictionMixin
 from cfmvc_scvi.prediction.request import PredictionCall
@@ -75,7 +76,7 @@ class TrajectoryMixin(PredictionMixin):
             raise ValueError(f"`times` is {times.tolist()}; give at least one flow time, each from 0 to 1.")
         if perturbation is None:
             raise ValueError(
-                f"`perturbation` is missing: give one, for instance of {list(self.vocabulary.names[:10])}."
+                f"`perturbation` is missing: give one, for instance of {shortened(self.vocabulary.names)}."
             )
         call = PredictionCall.of("latent", solver=solver, n_steps=n_steps, batch_size=batch_size, seed=self._seed)
         requests = self._requests([perturbation], dosage, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import pandas as pd
 from scvi import settings
 
 from cfmvc_scvi._base import ModelBase
+from cfmvc_scvi._messages import shortened, unknown_choice
 from cfmvc_scvi.flow import Solver, get_solver
 from cfmvc_scvi.registration.keys import SetupKeys
 from cfmvc_scvi.registration.vocabulary import Condition, PerturbationVocabulary
@@ -75,7 +75,7 @@ class PredictionCall:
             For an unknown return type or solver, and numbers out of range.
         """
         if return_type not in UNITS:
-            raise ValueError(f"Unknown `return_type` {return_type!r}: choose one of {list(UNITS)}.")
+            raise ValueError(unknown_choice("return_type", return_type, UNITS))
         if n_samples < 1:
             raise ValueError(f"`n_samples` is {n_samples}; it must be at least 1.")
         solver = DEFAULT_SOLVER if solver is None else solver
@@ -155,7 +155,7 @@ class RequestReader:
         if has_doses:
             missing = [c.label for c, dose in zip(conditions, doses, strict=True) if dose is None and c.members]
             if missing:
-                raise ValueError(f"The model was trained with doses: pass `dosage` for {missing[:5]}.")
+                raise ValueError(f"The model was trained with doses: pass `dosage` for {shortened(missing, 5)}.")
         if self.keys.labels_key is None and any(row["labels"] is not None for row in rows):
             raise ValueError("The model was set up without `labels_key` and knows no cell types: leave `labels` out.")
         _check_levels("labels", [row["labels"] for row in rows], self.cell_types)
@@ -213,7 +213,8 @@ class RequestReader:
         )
         if beyond:
             warnings.warn(
-                f"Doses above the highest of the training data: {beyond[:5]}. The response there is extrapolated.",
+                f"Doses above the highest of the training data: {shortened(beyond, 5)}. The response there is "
+                "extrapolated.",
                 UserWarning,
                 stacklevel=settings.warnings_stacklevel,
             )
@@ -251,9 +252,7 @@ def _check_levels(argument: str, values: Sequence[Any], known: Sequence[str]) ->
     for value in values:
         if value is None or str(value) in known:
             continue
-        close = difflib.get_close_matches(str(value), known, n=3)
-        hint = f" Did you mean {close}?" if close else ""
-        raise ValueError(f"Unknown `{argument}` {str(value)!r}: choose one of {sorted(known)[:30]}.{hint}")
+        raise ValueError(unknown_choice(argument, str(value), sorted(known)))
 
 
 def _is_list(value: Any) -> bool:

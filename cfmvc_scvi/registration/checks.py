@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 from scvi import settings
 
+from cfmvc_scvi._messages import shortened
 from cfmvc_scvi.registration.counts import CountSummary, check_counts
 from cfmvc_scvi.registration.keys import SetupKeys, counts_matrix, counts_name
 from cfmvc_scvi.registration.vocabulary import Condition
@@ -102,7 +103,8 @@ def check_categories(column: pd.Series, where: str) -> None:
     names = pd.Index([str(level) for level in levels])
     if not names.is_unique:
         raise ValueError(
-            f"{where} has levels of different types that read the same: {sorted(names[names.duplicated()])[:5]}. Make "
+            f"{where} has levels of different types that read the same: "
+            f"{shortened(sorted(names[names.duplicated()]), 5)}. Make "
             f"it one type, e.g. `{where} = {where}.astype(str)`."
         )
 
@@ -173,7 +175,8 @@ def _warn_of_levels(adata: AnnData, keys: Iterable[str]) -> None:
             )
         elif len(single):
             _warn(
-                f"{where} has {len(single)} levels with one cell: {_some(single)}. Nothing can be learned about them: "
+                f"{where} has {len(single)} levels with one cell: {shortened(single)}. Nothing can be learned "
+                "about them: "
                 "leave these cells out or join the levels with others."
             )
 
@@ -182,13 +185,13 @@ def _warn_of_empty(adata: AnnData, counts: CountSummary, where: str) -> None:
     n_cells, n_genes = int((counts.rows == 0).sum()), int((counts.columns == 0).sum())
     if n_cells:
         _warn(
-            f"{n_cells} cells have no counts in {where}, e.g. {_some(adata.obs_names[counts.rows == 0], 3)}: they "
+            f"{n_cells} cells have no counts in {where}, e.g. {shortened(adata.obs_names[counts.rows == 0], 3)}: they "
             "count as cells with a library of 1 and teach the model nothing. Call `scanpy.pp.filter_cells(adata, "
             "min_counts=1)`."
         )
     if n_genes:
         _warn(
-            f"{n_genes} genes have no counts in {where}, e.g. {_some(adata.var_names[counts.columns == 0], 3)}: "
+            f"{n_genes} genes have no counts in {where}, e.g. {shortened(adata.var_names[counts.columns == 0], 3)}: "
             "nothing can be predicted for them. Call `scanpy.pp.filter_genes(adata, min_counts=1)`."
         )
 
@@ -221,7 +224,8 @@ def warn_of_design(adata: AnnData, keys: SetupKeys, condition: np.ndarray, condi
     single = [conditions[code].label for code in np.flatnonzero(sizes == 1) if code]
     if single:
         _warn(
-            f"{len(single)} perturbations have one cell: {_some(single)}. An effect cannot be told from the cell's own "
+            f"{len(single)} perturbations have one cell: {shortened(single)}. An effect cannot be told from "
+            "the cell's own "
             "noise: leave these cells out, or predict them from a vector (`perturbation_embedding_key`)."
         )
     if not (condition == 0).any():
@@ -235,7 +239,7 @@ def warn_of_design(adata: AnnData, keys: SetupKeys, condition: np.ndarray, condi
         if lacking:
             _warn(
                 f"{len(lacking)} levels of adata.obs[{keys.labels_key!r}] have perturbed cells but no control cells: "
-                f"{_some(lacking)}. They are paired with control cells of other levels, so differences between the "
+                f"{shortened(lacking)}. They are paired with control cells of other levels, so differences between the "
                 "levels pass for effects: add control cells or leave these levels out."
             )
     if keys.batch_key is not None:
@@ -251,7 +255,7 @@ def _warn_of_confounding(batch: np.ndarray, key: str, condition: np.ndarray, con
         if code not in elsewhere
     ]
     if confounded:
-        named = ", ".join(f"{label!r} (only in {_some(where, 3)})" for label, where in confounded[:10])
+        named = ", ".join(f"{label!r} (only in {shortened(where, 3)})" for label, where in confounded[:10])
         _warn(
             f"{len(confounded)} perturbations are confounded with adata.obs[{key!r}]: {named}"
             f"{', ...' if len(confounded) > 10 else ''}. No control cell was measured in the same batches, so their "
@@ -261,11 +265,6 @@ def _warn_of_confounding(batch: np.ndarray, key: str, condition: np.ndarray, con
 
 def _levels_without_control(levels: np.ndarray, condition: np.ndarray) -> list[str]:
     return sorted(set(levels[condition > 0]) - set(levels[condition == 0]))
-
-
-def _some(names: Iterable[Any], most: int = 10) -> str:
-    names = [str(name) for name in names]
-    return f"[{', '.join(repr(name) for name in names[:most])}{', ...' if len(names) > most else ''}]"
 
 
 def _warn(message: str) -> None:

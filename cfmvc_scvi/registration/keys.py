@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from anndata import AnnData
 from scvi import settings
 
 from cfmvc_scvi._constants import AUTO, CONVENTIONAL_OBS, CONVENTIONAL_OBSM
+from cfmvc_scvi._messages import close_matches
 from cfmvc_scvi.registration.labels import (
     find_control_group,
     presence_controls,
@@ -170,9 +170,9 @@ def _require(argument: str, key: str | None, available: Iterable[str], where: st
     available = [str(name) for name in available]
     if key is None or key in available:
         return
-    close = difflib.get_close_matches(str(key), available, n=3)
-    hint = f" Did you mean {close}?" if close else ""
-    raise KeyError(f"`{argument}` {key!r} is not in {where}.{hint} There is: {available}.")
+    raise KeyError(
+        f"`{argument}` {key!r} is not in {where}.{close_matches(key, available, n=3)} There is: {available}."
+    )
 
 
 def _largest_doses(vocabulary: PerturbationVocabulary, labels: np.ndarray, dosage: np.ndarray) -> dict[str, float]:

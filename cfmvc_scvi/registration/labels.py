@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cfmvc_scvi._constants import CONTROL_NAMES, NO_PERTURBATION
+from cfmvc_scvi._messages import close_matches, shortened
 
 
 def split_label(label: str, delimiter: str | None, control_group: Sequence[str] = ()) -> list[str]:
@@ -39,10 +39,9 @@ def find_control_group(levels: Sequence[str], control_group: str | Sequence[str]
         wanted = [str(level) for level in ([control_group] if np.isscalar(control_group) else control_group)]
         missing = [level for level in wanted if level not in levels]
         if missing or not wanted:
-            close = [m for level in missing for m in difflib.get_close_matches(level, levels, n=2)]
             raise ValueError(
                 f"`control_group` {missing or wanted} is not a level of the perturbation column."
-                f"{f' Close matches: {close}.' if close else ''} Levels: {_shorten(levels)}."
+                f"{close_matches(missing, levels)} Levels: {shortened(levels, 30)}."
             )
         return wanted
     usual = [level for level in levels if level.lower() in CONTROL_NAMES]
@@ -50,7 +49,7 @@ def find_control_group(levels: Sequence[str], control_group: str | Sequence[str]
         return usual
     found = f"several levels look like one: {usual}" if usual else "none of the levels has a usual control name"
     raise ValueError(
-        f"Which perturbation is the control? {found}. Pass `control_group=` one (or a list) of {_shorten(levels)}."
+        f"Which perturbation is the control? {found}. Pass `control_group=` one (or a list) of {shortened(levels, 30)}."
     )
 
 
@@ -81,7 +80,8 @@ def presence_delimiter(table: Any, key: str, delimiter: str | None) -> str:
     holding = [name for name in names if chosen in name]
     if holding:
         raise ValueError(
-            f"Columns {holding[:5]} of adata.obsm[{key!r}] hold {chosen!r}, which joins the names of perturbations "
+            f"Columns {shortened(holding, 5)} of adata.obsm[{key!r}] hold {chosen!r}, which joins the names of "
+            "perturbations "
             "given together: pass another `combination_delimiter=`, such as '|'."
         )
     return chosen
@@ -97,10 +97,9 @@ def presence_controls(table: Any, key: str, control_group: str | Sequence[str] |
         columns = [str(name) for name in given if str(name) != NO_PERTURBATION]
         missing = [name for name in columns if name not in names]
         if missing:
-            close = [m for name in missing for m in difflib.get_close_matches(name, names, n=2)]
             raise ValueError(
                 f"`control_group` {missing} is not a column of adata.obsm[{key!r}]."
-                f"{f' Close matches: {close}.' if close else ''} Columns: {_shorten(names)}. Cells without any "
+                f"{close_matches(missing, names)} Columns: {shortened(names, 30)}. Cells without any "
                 "perturbation are control in any case."
             )
     return [NO_PERTURBATION, *(name for name in columns if name != NO_PERTURBATION)]
@@ -117,7 +116,9 @@ def _presence(table: Any, key: str) -> tuple[np.ndarray, np.ndarray]:
     names = np.array([str(name) for name in table.columns], dtype=object)
     if len(set(names)) < len(names):
         repeated = pd.Index(names)[pd.Index(names).duplicated()].unique().tolist()
-        raise ValueError(f"adata.obsm[{key!r}] has more than one column named {repeated[:5]}: keep one of each.")
+        raise ValueError(
+            f"adata.obsm[{key!r}] has more than one column named {shortened(repeated, 5)}: keep one of each."
+        )
     values = table.to_numpy()
     present = values == 1
     if not (present | (values == 0)).all():
@@ -126,8 +127,3 @@ def _presence(table: Any, key: str) -> tuple[np.ndarray, np.ndarray]:
             "each cell has: threshold counts of guides first, e.g. `(table >= 5).astype(int)`."
         )
     return names, present
-
-
-def _shorten(levels: Sequence[str], most: int = 30) -> str:
-    shown = ", ".join(repr(level) for level in levels[:most])
-    return f"[{shown}{', ...' if len(levels) > most else ''}]"

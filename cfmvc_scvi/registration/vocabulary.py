@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cfmvc_scvi._messages import close_matches, shortened
 from cfmvc_scvi.registration.dose import HillCurve
 from cfmvc_scvi.registration.labels import split_label
 
@@ -93,7 +93,7 @@ class PerturbationVocabulary:
         if missing:
             raise ValueError(
                 f"`perturbation_embedding_key` has no vector for {len(missing)} perturbations of the data: "
-                f"{missing[:10]}. Every perturbation except the control needs one."
+                f"{shortened(missing)}. Every perturbation except the control needs one."
             )
 
     @classmethod
@@ -214,10 +214,9 @@ class PerturbationVocabulary:
         if name in self._vectors:
             return self._vectors[name]
         known = sorted(self._vectors)
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-        hint = f" Close matches: {close}." if close else ""
         raise UnknownPerturbationError(
-            f"Unknown perturbation {name!r}.{hint} Known: {known[:30]}{' ...' if len(known) > 30 else ''}; "
+            f"Unknown perturbation {name!r}.{close_matches(name, known, n=3, cutoff=0.5)} Known: "
+            f"{shortened(known, 30)}; "
             f"control: {list(self.control_group)}. A perturbation that was not measured can be predicted only from "
             "a vector: give one for it in `perturbation_embedding_key` of `setup_anndata`."
         )
@@ -253,7 +252,9 @@ def read_embedding(table: Any, key: str) -> dict[str, np.ndarray]:
     if isinstance(table, pd.DataFrame):
         if not table.index.is_unique:
             repeated = table.index[table.index.duplicated()].unique().tolist()
-            raise ValueError(f"adata.uns[{key!r}] has more than one row for {repeated[:5]}: keep one vector for each.")
+            raise ValueError(
+                f"adata.uns[{key!r}] has more than one row for {shortened(repeated, 5)}: keep one vector for each."
+            )
         table = {str(name): row for name, row in zip(table.index, table.to_numpy(), strict=True)}
     if not isinstance(table, Mapping) or not table:
         raise TypeError(
@@ -266,7 +267,7 @@ def read_embedding(table: Any, key: str) -> dict[str, np.ndarray]:
         raise ValueError(f"The vectors of adata.uns[{key!r}] have different lengths: {sorted(lengths)}.")
     bad = [name for name, vector in vectors.items() if not np.isfinite(vector).all()]
     if bad:
-        raise ValueError(f"The vectors of {bad[:5]} in adata.uns[{key!r}] are not finite.")
+        raise ValueError(f"The vectors of {shortened(bad, 5)} in adata.uns[{key!r}] are not finite.")
     return vectors
 
 

@@ -44,7 +44,7 @@ def test_own_names_of_the_columns_are_understood(trained, cells):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"labels": ["type9"]}, r"`labels` 'type9'.*\['type1', 'type2'\].*Did you mean"),
+        ({"labels": ["type9"]}, r"`labels` 'type9'.*\['type1', 'type2'\].*Close matches"),
         ({"batch": ["b1"]}, r"`batch` 'b1'.*'batch1'"),
         ({"dosage": [1.0]}, "without `dosage_key`"),
     ],

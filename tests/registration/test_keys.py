@@ -125,7 +125,7 @@ def test_a_name_that_is_not_there(simulated, argument, given, close):
     text = str(error.value)
     wrong = given if isinstance(given, str) else given[0]
     assert f"`{argument}`" in text and repr(wrong) in text
-    assert f"Did you mean [{close!r}" in text and "There is:" in text
+    assert f"Close matches: [{close!r}" in text and "There is:" in text
 
 
 def test_no_perturbation_column(simulated):
