@@ -19,6 +19,7 @@ from cfmvc_scvi._messages import missing_genes
 from cfmvc_scvi.calibration.calibration import CalibrationState, make_calibration
 from cfmvc_scvi.io.archive import (
     archive_exists,
+    check_attribute_names,
     check_file,
     read_archive,
     read_head,
@@ -27,8 +28,6 @@ from cfmvc_scvi.io.archive import (
 from cfmvc_scvi.io.files import atomic_write, h5ad_size, require_space
 
 _ARCHIVE, _PICKLE, _DATA = "model", "model.pt", "adata.h5ad"
-#: Attributes of scvi-tools' base class that belong to a saved model.
-_OF_SCVI = ("registry_", "init_params_", "history_", "run_name_", "run_id_")
 
 
 class PersistenceMixin(ModelBase):
@@ -105,10 +104,10 @@ class PersistenceMixin(ModelBase):
         (folder / f"{prefix}{_PICKLE}").unlink(missing_ok=True)  # of an earlier save, which this one replaces
 
     def _saved_attributes(self) -> dict[str, Any]:
-        """State of the model and what scvi-tools keeps of it, as plain containers."""
-        state = self._get_state() | {name: getattr(self, name) for name in _OF_SCVI}
-        calibration = state["calibration_"]
-        return state | {"calibration_": None if calibration is None else calibration.state.to_saved()}
+        """Attributes whose name ends with an underscore, as in scvi-tools: our state, its own, and what users add."""
+        named = {name: value for name, value in vars(self).items() if name.endswith("_") and not name.startswith("_")}
+        calibration = self.calibration_
+        return named | {"calibration_": None if calibration is None else calibration.state.to_saved()}
 
     @classmethod
     def load(
@@ -196,13 +195,12 @@ class PersistenceMixin(ModelBase):
     @classmethod
     def _restore(cls, adata: AnnData | None, registry: dict, attributes: dict[str, Any]) -> BaseModelClass:
         """A model with its attributes, from the arguments it was made with."""
+        check_attribute_names(attributes)
         init = attributes.pop("init_params_")
         variable = {name: value for group in init["kwargs"].values() for name, value in group.items()}
         model = cls(adata, registry=registry, **init["non_kwargs"], **variable)
-        of_scvi = {name: attributes.pop(name) for name in _OF_SCVI if name in attributes}
         calibration = attributes.pop("calibration_")
-        model._set_state(attributes)
-        vars(model).update(of_scvi)
+        vars(model).update(attributes)
         if calibration is not None:
             state = CalibrationState.from_saved(calibration)
             model.calibration_ = make_calibration(state, model.module, model.vocabulary)
