@@ -21,31 +21,25 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
-import torch
 from cells import simulated_cells
-from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.profilers import PassThroughProfiler
 from models import CLOCKS, QUIET, fit_options, new_cfmvc, now, set_clock
 from run import machine
-from scvi.train import TrainingPlan
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from cfmvc_scvi import CFMVC
 from cfmvc_scvi.cells import count_loader
-from cfmvc_scvi.cells.count_loader import HostCounts
 from cfmvc_scvi.likelihood.negative_binomial import nb_log_prob
 from cfmvc_scvi.module import CFMVCModule, cfmvc_module
-from cfmvc_scvi.nn import blocks, encoder
-from cfmvc_scvi.train import VAETrainingPlan, run, steps
-from cfmvc_scvi.train.steps import LeanSteps
+from cfmvc_scvi.nn.gene_linear import GeneLinear
+from cfmvc_scvi.train import flow_plan, vae_plan
 
 
 @dataclass(frozen=True)
@@ -76,67 +70,12 @@ def plain_loss(
     return -nb_log_prob(batch.counts.dense(), log_mean, log_theta.exp()).sum(dim=-1).mean()
 
 
-def plain_draw(mean: Tensor, logvar: Tensor, prior_mean: Tensor, prior_logvar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw and KL divergences as they are written, differentiated by autograd."""
-    cut = mean.shape[1] - prior_mean.shape[1]
-    draw = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
-    (m, m_given), (v, v_given) = mean.tensor_split([cut], dim=1), logvar.tensor_split([cut], dim=1)
-    first = 0.5 * (v.exp() + m.square() - 1.0 - v).sum(dim=-1).mean()
-    ratio = v_given - prior_logvar
-    last = 0.5 * (ratio.exp() + (m_given - prior_mean).square() * (-prior_logvar).exp() - 1.0 - ratio).sum(dim=-1)
-    return draw, first, last.mean()
-
-
-@contextmanager
-def each(*contexts: AbstractContextManager) -> Iterator[None]:
-    """Several replacements at once."""
-    with ExitStack() as stack:
-        for context in contexts:
-            stack.enter_context(context)
-        yield
-
-
-def embedding_by_module() -> AbstractContextManager:
-    """Rows of an embedding through :class:`torch.nn.Embedding`."""
-    return each(
-        *(patch.object(place, "rows_of", lambda t, codes: t(codes)) for place in (blocks, encoder, cfmvc_module))
-    )
-
-
-def large_counts_searched() -> AbstractContextManager:
-    """Counts above the table are looked for in every batch."""
-    batches = HostCounts.batches
-
-    def without(self: HostCounts, rows: np.ndarray, size: int) -> Iterator:
-        yield from (replace(batch, large=None) for batch in batches(self, rows, size))
-
-    return patch.object(HostCounts, "batches", without)
-
-
 def optimizer_not_fused() -> AbstractContextManager:
     """Torch's default implementation of Adam."""
-    lean = LeanSteps.lean_optimizer
-
-    def not_fused(self: Any, optimizer: type, parameters: Any, **settings: Any) -> torch.optim.Optimizer:
-        return lean(self, lambda p, fused, **s: optimizer(p, **s), parameters, **settings)
-
-    return patch.object(LeanSteps, "lean_optimizer", not_fused)
-
-
-def zero_grad_of_torch() -> AbstractContextManager:
-    """``optimizer.zero_grad()``."""
-
-    def zero_grad(self: Any, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        optimizer.zero_grad()
-        if self._joined:
-            self._joined.zero_gradients()
-
-    return patch.object(LeanSteps, "optimizer_zero_grad", zero_grad)
-
-
-def clipping_of_lightning() -> AbstractContextManager:
-    """Every gradient is multiplied by a factor in every step."""
-    return patch.object(LeanSteps, "configure_gradient_clipping", LightningModule.configure_gradient_clipping)
+    stack = ExitStack()
+    for plan in (vae_plan, flow_plan):
+        stack.enter_context(patch.object(plan, "fused", lambda *_: {}))
+    return stack
 
 
 def ungrouped() -> AbstractContextManager:
@@ -145,27 +84,14 @@ def ungrouped() -> AbstractContextManager:
     return patch.object(CFMVCModule, "velocity", lambda s, z, t, c, p, condition=None: velocity(s, z, t, c, p))
 
 
-STEPS: dict[str, Callable[[], AbstractContextManager]] = {
-    "joined parameters": lambda: patch.object(steps, "_SMALL", 0),
-    "fused optimiser": optimizer_not_fused,
-    "clipping": clipping_of_lightning,
-    "zero_grad": zero_grad_of_torch,
-    "__setattr__": lambda: patch.object(LeanSteps, "__setattr__", nn.Module.__setattr__),
-    "no profiler": lambda: patch.object(run, "NoProfiler", PassThroughProfiler),
-}
 DEVICES: dict[str, Device] = {
     "fused loss": Device(lambda: patch.object(cfmvc_module, "reconstruction_loss", plain_loss)),
-    "sparse first layer": Device(lambda: patch.object(blocks.GeneLinear, "SPARSE_BELOW", -1.0)),
-    "shares of the threads": Device(lambda: patch.object(count_loader, "column_shares", lambda n: 1)),
+    "sparse first layer": Device(lambda: patch.object(GeneLinear, "SPARSE_BELOW", -1.0)),
     "gathered chunks": Device(lambda: patch.object(count_loader, "_GATHERED", 1)),
-    "large counts per chunk": Device(large_counts_searched),
-    "draw with KL": Device(lambda: patch.object(cfmvc_module, "draw_with_kl", plain_draw)),
-    "rows_of": Device(embedding_by_module),
-    "kept KL weight": Device(lambda: patch.object(VAETrainingPlan, "kl_weight", TrainingPlan.kl_weight)),
-    **{name: Device(plain) for name, plain in STEPS.items()},
+    "fused optimiser": Device(optimizer_not_fused),
+    "fused optimiser, stage 2": Device(optimizer_not_fused, "stage 2 at 256"),
     "grouped fields, 256": Device(ungrouped, "stage 2 at 256"),
     "grouped fields, 4096": Device(ungrouped, "stage 2 at 4096"),
-    **{f"{name}, stage 2": Device(plain, "stage 2 at 256") for name, plain in STEPS.items()},
 }
 
 

@@ -12,10 +12,9 @@ from lightning.pytorch import LightningDataModule
 from scipy import sparse
 from torch import Tensor
 
-from cfmvc_scvi._constants import LARGE_COUNT
-from cfmvc_scvi._sparse import Entries, SparseRows, column_shares, columns_of_parts
+from cfmvc_scvi._sparse import SparseRows
 from cfmvc_scvi._types import CellSplit, CountBatch, FlowContext
-from cfmvc_scvi.cells.table import CellTable, canonical
+from cfmvc_scvi.cells.table import CellTable
 
 #: Share of the free memory of a GPU that the counts may take with ``data_on_device="auto"``.
 DEVICE_BUDGET = 0.4
@@ -94,34 +93,10 @@ class HostCounts:
     def __init__(self, cells: CellTable) -> None:
         counts = cells.counts if sparse.issparse(cells.counts) else sparse.csr_matrix(cells.counts)
         self.cells = replace(cells, counts=counts, context=stage1_context(cells.context))
-        self._shares = column_shares(counts.shape[1]) if counts.has_canonical_format else 1
-        self._lines = _cut(counts, self._shares)
 
     def batches(self, rows: np.ndarray, size: int) -> Iterator[CountBatch]:
         """Counts of the cells at these rows, so many cells at a time; the last batch may have fewer."""
-        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-        sizes, shares = [len(part) for part in parts], np.arange(self._shares)[:, None]
-        counts = canonical(self._lines[np.concatenate([(part * self._shares + shares).ravel() for part in parts])])
-        context, library = self.cells.context[rows], torch.from_numpy(self.cells.library[rows])
-        cells = np.concatenate([np.tile(part, self._shares) for part in parts])
-        lognorm = _lognorm(counts, self.cells.library[cells])
-        every_counts = SparseRows.in_parts(counts, sizes, self._shares)
-        every_turned = columns_of_parts(lognorm, sizes, self._shares)
-        large = np.flatnonzero(counts.data > LARGE_COUNT)
-        every_large = np.split(large, np.searchsorted(large, counts.indptr[np.cumsum(sizes)[:-1] * self._shares]))
-        values, cell, entry = torch.from_numpy(lognorm.data), 0, 0
-        for counts, turned, large in zip(every_counts, every_turned, every_large, strict=True):
-            first, entry = entry, entry + len(counts.by_row)
-            start, cell = cell, cell + len(counts)
-            yield CountBatch(
-                counts=counts,
-                library=library[start:cell],
-                context=context[start:cell],
-                has_size_factor=self.cells.has_size_factor,
-                whole=self.cells.whole,
-                normalized=counts.with_values(values[first:entry], turned),
-                large=torch.from_numpy(large - first),
-            )
+        return self.cells.batch(rows).split(size)
 
     def bytes_on_device(self) -> int:
         """Memory that :class:`DeviceCounts` would take."""
@@ -160,7 +135,7 @@ class DeviceCounts:
         entry = torch.arange(len(cell), device=self.device) + shift.index_select(0, cell)
         genes = self.genes.index_select(0, entry)
         return CountBatch(
-            counts=SparseRows(Entries(self.values.index_select(0, entry), cell, genes, starts), self.n_genes),
+            counts=SparseRows(self.values.index_select(0, entry), genes, starts, self.n_genes),
             library=self.library.index_select(0, at),
             context=self.context[at],
             has_size_factor=self.has_size_factor,
@@ -246,28 +221,6 @@ class CountDataModule(LightningDataModule):
 def stage1_context(context: FlowContext) -> FlowContext:
     """Codes and continuous covariates without the coordinates, which stage 1 does not read."""
     return FlowContext(context.categorical, _float(context.continuous), None)
-
-
-def _lognorm(lines: sparse.csr_matrix, library: np.ndarray) -> sparse.csr_matrix:
-    """log1p of counts per 10,000 of lines with these library sizes."""
-    scale = np.repeat((1e4 / torch.from_numpy(library)).numpy(), np.diff(lines.indptr))
-    values = torch.from_numpy(np.multiply(scale, lines.data, out=scale)).log1p_().numpy()
-    return sparse.csr_matrix((values, lines.indices, lines.indptr), lines.shape)
-
-
-def _cut(counts: sparse.csr_matrix, shares: int) -> sparse.csr_matrix:
-    """Every row as one line for each share of the columns; entries are not copied, and must be in order."""
-    ends = counts.indptr[1:]
-    starts = [counts.indptr[:-1]]
-    for share in range(1, shares):
-        low, high, column = starts[-1], ends, share * counts.shape[1] // shares
-        while (open_ := low < high).any():  # the first entry at this column or after it, in all rows at once
-            middle = low + (high - low) // 2
-            before = open_ & (counts.indices[np.minimum(middle, counts.nnz - 1)] < column)
-            low, high = np.where(before, middle + 1, low), np.where(before, high, middle)
-        starts.append(low)
-    indptr = np.append(np.stack(starts, axis=1).ravel(), ends[-1:])
-    return sparse.csr_matrix((counts.data, counts.indices, indptr), (counts.shape[0] * shares, counts.shape[1]))
 
 
 def _float(x: Tensor | None) -> Tensor | None:

@@ -19,7 +19,6 @@ from scvi.train import SaveCheckpoint, TrainRunner
 from cfmvc_scvi.io.archive import read_archive
 from cfmvc_scvi.train.checkpoint import STAGE_NAMES, CheckpointFolder, EpochKeeper
 from cfmvc_scvi.train.history import merge_histories
-from cfmvc_scvi.train.steps import NoProfiler
 from cfmvc_scvi.train.watch import DivergenceWatch
 
 #: What a stage makes anew, and so takes back until it is through.
@@ -67,7 +66,6 @@ def run_stage(
     _check_precision(trainer_kwargs.get("precision"))
     keeper = EpochKeeper(model, stage, checkpoints, resumed, model.history_)
     trainer_kwargs["callbacks"] = [keeper, DivergenceWatch(stage), *_adapted(trainer_kwargs.get("callbacks") or [])]
-    trainer_kwargs.setdefault("profiler", NoProfiler())
     before = {name: getattr(model, name) for name in _RESET[stage]}
     vars(model).update(_RESET[stage])
     if resumed is not None:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from scipy import sparse
 
-from cfmvc_scvi._sparse import column_shares
 from cfmvc_scvi._types import CellSplit, CountBatch, FlowContext
 from cfmvc_scvi.cells import count_loader
 from cfmvc_scvi.cells.count_loader import CountDataModule, CountLoader, DeviceCounts, HostCounts
@@ -45,24 +44,9 @@ def unsorted_with_duplicates() -> sparse.csr_matrix:
     return sparse.csr_matrix((entries[order], np.tile(x.indices, 2)[order], indptr), shape=(N, G))
 
 
-def in_shares(n_shares: int) -> HostCounts:
-    """Counts for so many threads."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(count_loader, "column_shares", lambda n_columns: n_shares)
-        return HostCounts(table(sparse.csr_matrix(counts())))
-
-
-@pytest.mark.parametrize(("n_genes", "threads", "expected"), [(2000, 2, 2), (2001, 2, 1), (2000, 6, 2), (7, 7, 7)])
-def test_genes_are_shared_out_evenly(monkeypatch, n_genes, threads, expected):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert column_shares(n_genes) == expected
-
-
 SOURCES = {
     "csr": lambda: HostCounts(table(sparse.csr_matrix(counts()))),
     "dense": lambda: HostCounts(table(counts())),
-    "one thread": lambda: in_shares(1),
-    "three threads": lambda: in_shares(3),
     "integers": lambda: HostCounts(table(sparse.csr_matrix(counts().astype(np.int64)))),
     "duplicates": lambda: HostCounts(table(unsorted_with_duplicates())),
     "device": lambda: DeviceCounts(HostCounts(table(sparse.csr_matrix(counts()))), torch.device("cpu")),
@@ -85,23 +69,12 @@ def test_a_batch_holds_the_cells_asked_for(name):
     np.testing.assert_array_equal(batch.library.numpy(), library)
     np.testing.assert_array_equal(batch.context.batch.numpy(), rows % 2)
     np.testing.assert_array_equal(batch.context.labels.numpy(), rows % 3)
-    entries, shares = batch.counts.by_row, batch.counts.shares
+    entries = batch.counts
     assert len(batch) == 5 and entries.values.dtype == torch.float32 and batch.context.spatial is None
-    assert len(entries.starts) == 5 * shares + 1
-    for line in range(5 * shares):
-        share, cell = divmod(line, 5)
-        here = entries.lines(entries.starts[line : line + 2])
-        expected = np.split(counts()[rows[cell]], shares)[share]
-        np.testing.assert_array_equal(here.values, expected[expected > 0])
-        np.testing.assert_array_equal(here.columns, expected.nonzero()[0] + share * (G // shares))
-        assert (here.rows == cell).all()
-
-
-def test_every_thread_has_a_share_of_the_genes(monkeypatch):
-    for n_threads, expected in ((1, 1), (2, 2), (4, 4), (5, 1), (8, 4)):
-        monkeypatch.setattr(torch, "get_num_threads", lambda n=n_threads: n)
-        assert one_batch(SOURCES["csr"](), np.arange(3)).counts.shares == expected
-        assert one_batch(SOURCES["duplicates"](), np.arange(3)).counts.shares == 1  # not in order
+    cell, gene = counts()[rows].nonzero()
+    np.testing.assert_array_equal(entries.rows, cell)
+    np.testing.assert_array_equal(entries.columns, gene)
+    np.testing.assert_array_equal(entries.starts, np.r_[0, np.cumsum(np.bincount(cell, minlength=5))])
 
 
 def test_continuous_covariates_are_float32():
@@ -116,7 +89,7 @@ def test_the_users_matrix_is_neither_copied_nor_changed():
     source = HostCounts(table(matrix))
     assert source.cells.counts is matrix
     batch = one_batch(source, np.arange(N))
-    batch.counts.by_row.values.mul_(2.0)
+    batch.counts.values.mul_(2.0)
     assert (matrix != before).nnz == 0
 
 
@@ -168,9 +141,9 @@ def test_batches_gathered_together_are_those_gathered_alone(name, size):
         for matrix in ("counts", "lognorm"):
             ours, expected = getattr(part, matrix), getattr(alone, matrix)
             assert torch.equal(ours.dense(), expected.dense()) and len(ours) == len(expected) == len(part)
-            for order in ("by_row", "by_column"):
-                for name, value in vars(getattr(expected, order)).items():
-                    np.testing.assert_array_equal(getattr(getattr(ours, order), name), value)
+            for name in ("values", "columns", "starts"):
+                np.testing.assert_array_equal(getattr(ours, name), getattr(expected, name))
+                np.testing.assert_array_equal(getattr(ours.transposed, name), getattr(expected.transposed, name))
         assert torch.equal(part.library, alone.library)
         assert torch.equal(part.context.categorical, alone.context.categorical)
     assert i == -(-len(rows) // size) - 1
@@ -182,7 +155,7 @@ def test_a_batch_is_freed_without_the_garbage_collector():
     gc.disable()
     try:
         batch = next(source.batches(np.arange(9), 4))
-        assert len(batch.lognorm.by_column) == len(batch.counts.by_row)
+        assert len(batch.lognorm.transposed.values) == len(batch.counts.values)
         seen = weakref.ref(batch)
         del batch
         assert seen() is None
@@ -251,13 +224,5 @@ def test_a_batch_moves_as_a_whole():
     batch = one_batch(SOURCES["csr"](), np.array([2, 9]))
     moved = batch.to("meta")
     assert isinstance(moved, CountBatch)
-    entries = moved.counts.by_row
-    tensors = (entries.values, entries.rows, entries.columns, moved.library, moved.context.categorical)
+    tensors = (moved.counts.values, moved.counts.columns, moved.library, moved.context.categorical)
     assert {x.device.type for x in tensors} == {"meta"}
-
-
-@pytest.mark.parametrize("name", ["csr", "three threads", "duplicates"])
-def test_large_counts_are_where_a_batch_says(monkeypatch, name):
-    monkeypatch.setattr(count_loader, "LARGE_COUNT", 1)
-    for batch in SOURCES[name]().batches(np.array([7, 4, 0, 22, 7]), 2):
-        np.testing.assert_array_equal(batch.large, np.flatnonzero(batch.counts.by_row.values > 1))
