@@ -20,7 +20,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -70,12 +70,11 @@ def plain_loss(
     return -nb_log_prob(batch.counts.dense(), log_mean, log_theta.exp()).sum(dim=-1).mean()
 
 
-def optimizer_not_fused() -> AbstractContextManager:
+@contextmanager
+def optimizer_not_fused() -> Iterator[None]:
     """Torch's default implementation of Adam."""
-    stack = ExitStack()
-    for plan in (vae_plan, flow_plan):
-        stack.enter_context(patch.object(plan, "fused", lambda *_: {}))
-    return stack
+    with patch.object(vae_plan, "fused", lambda *_: {}), patch.object(flow_plan, "fused", lambda *_: {}):
+        yield
 
 
 def ungrouped() -> AbstractContextManager:
@@ -120,8 +119,9 @@ def seconds_of(model: CFMVC, fit: str, options: argparse.Namespace) -> float:
         model.train_vae(**fit_options(n_epochs, 128, times))
     else:
         # encoding the cells before, and the calibration after the epochs, are not what is timed
-        kept = model.__dict__.setdefault("_kept", model._cache_latents())
-        with patch.object(CFMVC, "_cache_latents", lambda s: kept), patch.object(CFMVC, "_finish_flow"):
+        if not hasattr(model, "_kept"):
+            model._kept = model._cache_latents()
+        with patch.object(CFMVC, "_cache_latents", lambda s: s._kept), patch.object(CFMVC, "_finish_flow"):
             model.train_flow(8 * n_epochs, batch_size=int(fit.split()[-1]), callbacks=[times], **QUIET)
     return float(np.quantile(times.seconds, 0.1) if options.quick else np.mean(times.seconds))
 
