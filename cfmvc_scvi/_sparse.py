@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -15,183 +13,81 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def column_shares(n_columns: int) -> int:
-    """Equal shares of the columns, one per thread of the CPU where their number can be divided so.
-
-    What two cores both read and then write has to travel between their caches, and on machines whose cores do not share
-    one that takes longer than the arithmetic. With columns of its own a thread meets none of the others' memory.
-    """
-    return math.gcd(n_columns, torch.get_num_threads())
-
-
-@dataclass(frozen=True)
-class Bags:
-    """Entries line after line, as :func:`torch.nn.functional.embedding_bag` takes them.
-
-    Attributes
-    ----------
-    values
-        Shape (m,).
-    index
-        Place of every entry in its line, shape (m,), int32 or int64.
-    starts
-        Entry that every line starts at, and the number of entries, shape (n_lines + 1,), on the CPU.
-    """
-
-    values: Tensor
-    index: Tensor
-    starts: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def weighted_sums(self, table: Tensor) -> Tensor:
-        """For every line the sum of the table's rows that the index names, times the values; (n_lines, n_out)."""
-        starts = torch.from_numpy(self.starts).to(self.index.dtype)
-        return F.embedding_bag(
-            self.index, table, starts, mode="sum", per_sample_weights=self.values, include_last_offset=True
-        )
-
-
-@dataclass(frozen=True)
-class Entries:
-    """Entries of a matrix that are not zero, row after row.
-
-    Attributes
-    ----------
-    values
-        Shape (m,).
-    rows, columns
-        Row and column of every entry, each (m,), int32 or int64.
-    starts
-        Entry that every line starts at, and the number of entries, shape (n_lines + 1,), on the CPU.
-    """
-
-    values: Tensor
-    rows: Tensor
-    columns: Tensor
-    starts: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    @property
-    def bags(self) -> Bags:
-        """Rows as bags of columns."""
-        return Bags(self.values, self.columns, self.starts)
-
-    def lines(self, starts: np.ndarray) -> Entries:
-        """Consecutive lines, of which these are the starts."""
-        here = slice(int(starts[0]), int(starts[-1]))
-        return Entries(self.values[here], self.rows[here], self.columns[here], starts - starts[0])
-
-    def to(self, device: torch.device | str) -> Entries:
-        """The same on another device."""
-        return Entries(self.values.to(device), self.rows.to(device), self.columns.to(device), self.starts)
-
-
 @dataclass(frozen=True)
 class SparseRows:
-    """Rows of a matrix that is mostly zero.
+    """A matrix that is mostly zero, as its entries that are not: compressed sparse rows.
 
     Attributes
     ----------
-    by_row
-        Entries, row after row. With shares of the columns these are ``shares * n`` lines: all rows in the first share,
-        then all rows in the second, and so on.
+    values
+        The entries, row after row, shape (m,).
+    columns
+        Column of every entry, shape (m,), int32 or int64.
+    starts
+        Entry that every row starts at, and the number of entries, shape (n + 1,), on the CPU.
     n_columns
         Columns.
-    shares
-        Equal shares of the columns.
-    turned
-        :attr:`by_column`, where it is known.
     """
 
-    by_row: Entries
+    values: Tensor
+    columns: Tensor
+    starts: np.ndarray
     n_columns: int
-    shares: int = 1
-    turned: Bags | None = None
 
     @classmethod
     def from_scipy(cls, matrix: sparse.csr_matrix) -> SparseRows:
         """Rows of a CSR matrix, whose values are not copied."""
-        return cls(_by_row(matrix, [matrix.shape[0]], 1), matrix.shape[1])
-
-    @classmethod
-    def in_parts(cls, lines: sparse.csr_matrix, sizes: Sequence[int], shares: int) -> Iterator[SparseRows]:
-        """Parts of a matrix, on the CPU.
-
-        Parameters
-        ----------
-        lines
-            Lines of all parts, shape (sum(sizes) * shares, n_columns): part after part, as :attr:`by_row` has them.
-            Values are not copied.
-        sizes
-            Rows of every part.
-        shares
-            Equal shares of the columns.
-        """
-        by_row, ends = _by_row(lines, sizes, shares), np.r_[0, np.cumsum(sizes)] * shares
-        for first, last in itertools.pairwise(ends):
-            yield cls(by_row.lines(by_row.starts[first : last + 1]), lines.shape[1], shares)
+        columns = matrix.indices.astype(np.int32, copy=False)
+        return cls(torch.from_numpy(matrix.data), torch.from_numpy(columns), matrix.indptr, matrix.shape[1])
 
     def __len__(self) -> int:
-        return (len(self.by_row.starts) - 1) // self.shares
+        return len(self.starts) - 1
 
     @property
     def density(self) -> float:
         """Share of the entries that are not zero."""
-        return len(self.by_row) / max(1, len(self) * self.n_columns)
+        return len(self.values) / max(1, len(self) * self.n_columns)
 
     @cached_property
-    def by_column(self) -> Bags:
-        """Columns as bags of rows; on the CPU."""
-        if self.turned is not None:
-            return self.turned
-        values, columns, starts = self.by_row.values.numpy(), self.by_row.columns.numpy(), self.by_row.starts
-        lines = sparse.csr_matrix((values, columns, starts), (len(starts) - 1, self.n_columns))
-        return next(columns_of_parts(lines, [len(self)], self.shares))
+    def rows(self) -> Tensor:
+        """Row of every entry, shape (m,), int64."""
+        lengths = torch.from_numpy(np.diff(self.starts).astype(np.int64)).to(self.values.device)
+        return torch.repeat_interleave(lengths, output_size=len(self.values))
 
-    def to(self, device: torch.device | str) -> SparseRows:
-        """The same on another device."""
-        return SparseRows(self.by_row.to(device), self.n_columns, self.shares)
+    @cached_property
+    def transposed(self) -> SparseRows:
+        """The transposed matrix; on the CPU."""
+        arrays = (self.values.numpy(), self.columns.numpy(), self.starts)
+        return SparseRows.from_scipy(sparse.csr_matrix(arrays, (len(self), self.n_columns)).tocsc().T)
+
+    def product(self, matrix: Tensor) -> Tensor:
+        """Product with a dense matrix (n_columns, n_out): for every row a weighted sum of few of its rows."""
+        starts = torch.from_numpy(self.starts).to(self.columns.dtype)
+        return F.embedding_bag(
+            self.columns, matrix, starts, mode="sum", per_sample_weights=self.values, include_last_offset=True
+        )
 
     def dense(self) -> Tensor:
         """The matrix, shape (n, n_columns)."""
-        entries = self.by_row
-        dense = entries.values.new_zeros(len(self) * self.n_columns)
-        dense.scatter_(0, entries.rows.long() * self.n_columns + entries.columns, entries.values)
-        return dense.view(len(self), self.n_columns)
+        dense = self.values.new_zeros(len(self) * self.n_columns)
+        return dense.scatter_(0, self.places, self.values).view(len(self), self.n_columns)
 
-    def with_values(self, values: Tensor, turned: Bags | None = None) -> SparseRows:
-        """A matrix with other values at the same places, given as :attr:`by_row` has them."""
-        return SparseRows(replace(self.by_row, values=values), self.n_columns, self.shares, turned)
+    @property
+    def places(self) -> Tensor:
+        """Place of every entry in the flattened dense matrix, shape (m,), int64."""
+        return torch.add(self.columns, self.rows, alpha=self.n_columns)
+
+    def to(self, device: torch.device | str) -> SparseRows:
+        """The same on another device."""
+        return SparseRows(self.values.to(device), self.columns.to(device), self.starts, self.n_columns)
+
+    def with_values(self, values: Tensor) -> SparseRows:
+        """A matrix with other values at the same places."""
+        return SparseRows(values, self.columns, self.starts, self.n_columns)
 
     def parts(self, size: int) -> Iterator[SparseRows]:
-        """So many rows at a time, of a matrix with one share; the last part may have fewer."""
+        """So many rows at a time; the last part may have fewer."""
         for start in range(0, len(self), size):
-            part = self.by_row.lines(self.by_row.starts[start : start + size + 1])
-            yield SparseRows(replace(part, rows=part.rows - start), self.n_columns)
-
-
-def _by_row(lines: sparse.csr_matrix, sizes: Sequence[int], shares: int) -> Entries:
-    """Entries of all parts, with rows that every part counts from 0."""
-    rows = np.concatenate([np.tile(np.arange(n, dtype=np.int32), shares) for n in sizes])
-    rows = np.repeat(rows, np.diff(lines.indptr))
-    columns = lines.indices.astype(np.int32, copy=False)
-    return Entries(*(torch.from_numpy(x) for x in (lines.data, rows, columns)), lines.indptr)
-
-
-def columns_of_parts(lines: sparse.csr_matrix, sizes: Sequence[int], shares: int) -> Iterator[Bags]:
-    """Columns of every part of :meth:`SparseRows.in_parts`, sorted together as if each part had its own."""
-    n_columns, ends = lines.shape[1], np.r_[0, np.cumsum(sizes)] * shares
-    part = np.repeat(np.arange(len(sizes), dtype=np.int32), np.diff(lines.indptr[ends]))
-    shape = (lines.shape[0], len(sizes) * n_columns)
-    turned = sparse.csr_matrix((lines.data, lines.indices + part * n_columns, lines.indptr), shape).tocsc()
-    for index, n in enumerate(sizes):
-        starts = turned.indptr[index * n_columns : (index + 1) * n_columns + 1]
-        here, starts = slice(starts[0], starts[-1]), starts - starts[0]
-        rows = turned.indices[here] - ends[index].astype(turned.indices.dtype)
-        for share in range(1, shares):  # lines of a later share are those of the same rows
-            rows[starts[share * n_columns // shares] :] -= n
-        yield Bags(torch.from_numpy(turned.data[here]), torch.from_numpy(rows), starts)
+            starts = self.starts[start : start + size + 1]
+            here = slice(int(starts[0]), int(starts[-1]))
+            yield SparseRows(self.values[here], self.columns[here], starts - starts[0], self.n_columns)

@@ -119,9 +119,6 @@ class CountBatch:
         Whether all counts are whole numbers.
     normalized
         :attr:`lognorm`, where it is known.
-    large
-        Which entries of ``counts.by_row`` are above :data:`~cfmvc_scvi._constants.LARGE_COUNT`, shape (m,), where it
-        is known.
     """
 
     counts: SparseRows
@@ -130,7 +127,6 @@ class CountBatch:
     has_size_factor: bool = False
     whole: bool = True
     normalized: SparseRows | None = None
-    large: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.library)
@@ -140,27 +136,25 @@ class CountBatch:
         """log1p of counts per 10,000, shape (n, n_genes)."""
         if self.normalized is not None:
             return self.normalized
-        entries = self.counts.by_row
-        scale = (CP10K / self.library).index_select(0, entries.rows)
-        return self.counts.with_values(torch.mul(scale, entries.values).log1p_())
+        scale = (CP10K / self.library).index_select(0, self.counts.rows)
+        return self.counts.with_values(torch.mul(scale, self.counts.values).log1p_())
 
     def to(self, device: torch.device | str) -> CountBatch:
         """The same on another device."""
         moved = {name: getattr(self, name).to(device) for name in ("counts", "library", "context")}
-        return replace(self, **moved, normalized=None, large=None)
+        return replace(self, **moved, normalized=None)
 
     def split(self, size: int) -> Iterator[CountBatch]:
         """The same cells in batches of this size; what does not fill one comes last."""
-        values, end = self.lognorm.by_row.values, 0
+        values, end = self.lognorm.values, 0
         for start, counts in zip(range(0, len(self), size), self.counts.parts(size), strict=True):
-            cells, first, end = slice(start, start + size), end, end + len(counts.by_row)
+            cells, first, end = slice(start, start + size), end, end + len(counts.values)
             yield replace(
                 self,
                 counts=counts,
                 library=self.library[cells],
                 context=self.context[cells],
                 normalized=counts.with_values(values[first:end]),
-                large=None,
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache, reduce
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, softplus
 
 from cfmvc_scvi._constants import LARGE_COUNT
-from cfmvc_scvi._sparse import SparseRows
 from cfmvc_scvi._types import CountBatch, at_least_float32
 
 
@@ -38,9 +37,6 @@ def reconstruction_loss(
               d_g = x_g - (x_g + \theta_g)\, \sigma(s_g) ,
 
     is worked out in the same pass.
-
-    On the CPU every thread has genes of its own: their rows of the weights, their logits and their counts
-    (:func:`cfmvc_scvi._sparse.column_shares`).
 
     Parameters
     ----------
@@ -69,22 +65,17 @@ def reconstruction_loss(
 
 
 class _ReconstructionLoss(torch.autograd.Function):
-    """See :func:`reconstruction_loss`. Arrays of cells and genes are (shares, n, n_genes / shares), one per thread."""
+    """See :func:`reconstruction_loss`."""
 
     @staticmethod
     def forward(
         ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, log_theta: Tensor, batch: CountBatch, panel: bool
     ) -> Tensor:
-        n_genes, shares = len(log_theta), batch.counts.shares if features.device.type == "cpu" else 1
-        by_share = weight.view(shares, n_genes // shares, -1).transpose(1, 2)
-        logits = torch.baddbmm(
-            bias.to(weight.dtype).view(shares, 1, -1), features.expand(shares, *features.shape), by_share
-        )
-        logits = at_least_float32(logits)
+        logits = at_least_float32(torch.addmm(bias.to(weight.dtype), features, weight.T))
         need_gradient = any(ctx.needs_input_grad[:4])
-        loss, by_log_theta = _loss_of_logits(logits, log_theta, batch, panel, need_gradient)
-        if need_gradient:  # the logits have become the gradient by them
-            ctx.save_for_backward(features, weight, logits, by_log_theta)
+        loss, by_logits, by_log_theta = _loss_of_logits(logits, log_theta, batch, panel, need_gradient)
+        if need_gradient:
+            ctx.save_for_backward(features, weight, by_logits, by_log_theta)
         return loss
 
     @staticmethod
@@ -93,65 +84,55 @@ class _ReconstructionLoss(torch.autograd.Function):
         features, weight, by_logits, by_log_theta = ctx.saved_tensors
         if upstream.device.type != "cpu" or float(upstream) != 1.0:
             by_logits, by_log_theta = by_logits * upstream, by_log_theta * upstream
-        shares, n, size = by_logits.shape
         by_bias = _over_cells(by_logits)
         by_logits = by_logits.to(weight.dtype)
-        by_features = reduce(torch.add, torch.bmm(by_logits, weight.view(shares, size, -1)).unbind())
-        by_weight = torch.bmm(by_logits.transpose(1, 2), features.expand(shares, n, -1)).view_as(weight)
-        return by_features, by_weight, by_bias, by_log_theta, None, None
+        return by_logits @ weight, by_logits.T @ features, by_bias, by_log_theta, None, None
 
 
 def _over_cells(x: Tensor) -> Tensor:
-    """Sum over the cells, (n_genes,), of (shares, n, size): a product, in which every thread keeps to its share."""
-    return torch.bmm(x.new_ones(len(x), 1, x.shape[1]), x).view(-1)
+    """Sum over the cells, (n_genes,), of (n, n_genes): a product, which is quicker than ``sum(dim=0)``."""
+    return x.new_ones(len(x)) @ x
 
 
 def _loss_of_logits(
-    work: Tensor, log_theta: Tensor, batch: CountBatch, panel: bool, need_gradient: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Loss, and its gradient by ``log_theta`` (n_genes,); the logits (shares, n, size) become the gradient by them."""
-    shares, n, size = work.shape
-    theta, library = log_theta.exp(), batch.library.to(work.dtype)
-    counts = batch.counts.by_row  # and by the genes of the threads
-    values, genes = counts.values.to(work.dtype), counts.columns
-    place = _place(batch.counts, shares)
-    share = torch.softmax(work, dim=-1)  # within the thread's genes; the part is what these have of all
-    log_part = work.amax(dim=-1) - share.amax(dim=-1).log_()
-    log_total = reduce(torch.logaddexp, log_part)
-    if panel:
-        log_total = softplus(log_total)
-    part = (log_part - log_total).exp_()
+    logits: Tensor, log_theta: Tensor, batch: CountBatch, panel: bool, need_gradient: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Loss, and its gradients by the logits (n, n_genes) and by ``log_theta`` (n_genes,).
 
-    work.add_((library.log() - log_total).unsqueeze(-1)).sub_(log_theta.view(shares, 1, size))
-    s = torch.take(work, place)
-    odds = torch.mul(share, (part * library).unsqueeze(-1)).mul_(theta.reciprocal().view(shares, 1, size))
-    log_odds_sum = _over_cells(torch.log1p(odds, out=work))
-    ways, by_ways = (
-        _log_ways(values, genes, theta, batch.large) if batch.whole else _log_ways_of_fractions(values, genes, theta)
-    )
+    Two arrays of cells and genes are enough: each step writes over what is no longer needed, the logits first.
+    """
+    theta, library = log_theta.exp(), batch.library.to(logits.dtype)
+    values, genes, places = batch.counts.values.to(logits.dtype), batch.counts.columns, batch.counts.places
+
+    # rho and the log of the sum of exp(logit), as the largest rho of a cell is exp(largest logit) / sum
+    rho = torch.softmax(logits, dim=-1)
+    log_total = logits.amax(dim=-1) - rho.amax(dim=-1).log_()
+    if panel:  # exp(0) joins the sum: the rho of the genes shrink by what they had of the new sum
+        log_measured, log_total = log_total, softplus(log_total)
+        rho.mul_((log_measured - log_total).exp_().unsqueeze(-1))
+
+    # s = log(mu / theta), looked up where counts are not zero; mu / theta, of all genes, from rho
+    s = logits.add_((library.log() - log_total).unsqueeze(-1)).sub_(log_theta).take(places)
+    odds = torch.mul(rho, library.unsqueeze(-1)).mul_(theta.reciprocal())
+    log_odds_sum = _over_cells(torch.log1p(odds, out=logits))
+    log_ways = _log_ways if batch.whole else _log_ways_of_fractions
+    ways, by_ways = log_ways(values, genes, theta)
+    n = len(logits)
     loss = (torch.dot(theta, log_odds_sum) - ways - torch.dot(values, logsigmoid(s))) / n
     if not need_gradient:
-        return loss, None
-    by_s = odds.div_(torch.add(odds, 1.0, out=work)).mul_((theta / n).view(shares, 1, size))
-    by_s.view(-1).scatter_add_(0, place, s.neg_().sigmoid_().mul_(values).div_(-n))
+        return loss, None, None
+
+    # -d / n of the docstring, as 1 - sigma(s) = sigma(-s):  theta sigma(s) everywhere, - x sigma(-s) at the counts;
+    # sigma(s) = odds / (1 + odds)
+    by_s = odds.div_(torch.add(odds, 1.0, out=logits)).mul_(theta / n)
+    by_s.view(-1).scatter_add_(0, places, s.neg_().sigmoid_().mul_(values).div_(-n))
+    # theta is in s, as -log theta, and in the two terms beside it
     by_log_theta = (theta * log_odds_sum).sub_(by_ways).div_(n).sub_(_over_cells(by_s))
-    part.mul_(by_s.sum(dim=-1).sum(dim=0))
-    torch.addcmul(by_s, share, part.unsqueeze(-1), value=-1.0, out=work)
-    return loss, by_log_theta
+    by_logits = torch.addcmul(by_s, rho, by_s.sum(dim=-1, keepdim=True), value=-1.0, out=logits)
+    return loss, by_logits, by_log_theta
 
 
-def _place(counts: SparseRows, shares: int) -> Tensor:
-    """Place of every count in a flat array (shares * n * size,); ``shares`` are those of the counts, or one."""
-    n, size = len(counts), counts.n_columns // shares
-    entries = counts.by_row
-    columns = entries.columns if n * counts.n_columns < 2**31 else entries.columns.long()
-    place = torch.add(columns, entries.rows, alpha=size)
-    for share in range(1, shares):
-        place[entries.starts[share * n] : entries.starts[(share + 1) * n]] += share * (n - 1) * size
-    return place.long()
-
-
-def _log_ways(values: Tensor, genes: Tensor, theta: Tensor, large: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def _log_ways(values: Tensor, genes: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
     r"""Log of :math:`\Gamma(x + \theta) / (\Gamma(\theta)\, x!)`, summed over all counts, which are whole numbers.
 
     Returns
@@ -163,8 +144,7 @@ def _log_ways(values: Tensor, genes: Tensor, theta: Tensor, large: Tensor | None
     above, terms = up_to @ equal, theta + counted
     result = torch.dot((terms / (counted + 1.0)).log_().view(-1), above.view(-1))
     derivative = (above / terms).sum(dim=0).mul_(theta)
-    if large is None:
-        large = (values > LARGE_COUNT).nonzero().squeeze(-1)
+    large = (values > LARGE_COUNT).nonzero().squeeze(-1)
     if len(large):
         wide = theta.dtype if theta.device.type == "mps" else torch.float64  # which has no float64
         counts, at = values.index_select(0, large).to(wide), genes.index_select(0, large)

@@ -26,7 +26,7 @@ from cfmvc_scvi.nn import (
     Posterior,
     VelocityParts,
 )
-from cfmvc_scvi.nn.blocks import rows_of
+from cfmvc_scvi.nn.groups import Groups
 
 
 class CFMVCModule(TransportMixin, BaseModuleClass):
@@ -269,7 +269,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         return Normal(mean, (0.5 * logvar).exp(), validate_args=False)
 
     def _technical_prior(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        return rows_of(self.tech_prior_mean, batch), rows_of(self.tech_prior_logvar, batch).clamp(-6.0, 3.0)
+        return self.tech_prior_mean(batch), self.tech_prior_logvar(batch).clamp(-6.0, 3.0)
 
     def move_batch(self, z_technical: Tensor, source: Tensor, target: Tensor) -> Tensor:
         """Technical latents as they would be in another batch: same deviation from the prior, in its units."""
@@ -309,11 +309,10 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         """
         encoded = self.encode_context(context)
         if condition is not None and self.adapter.gate is None and z.device.type == "cpu":
-            codes, group, counts = torch.unique(condition, return_inverse=True, return_counts=True)
-            if self.flow_field.worth_grouping(len(z), len(codes), int(counts.max())):
-                member = torch.empty_like(codes).scatter_(0, group, torch.arange(len(z), device=z.device))
-                alpha = self.coefficients(p[member], context.labels[member])
-                return self.flow_field.forward_grouped(z, t, encoded, alpha, group)
+            groups = Groups.of(condition)
+            if groups.worth_it(self.flow_field.n_basis):
+                alpha = self.coefficients(p[groups.members], context.labels[groups.members])
+                return self.flow_field.forward_grouped(z, t, encoded, alpha, groups)
         return self.flow_field(z, t, encoded, self.coefficients(p, context.labels))
 
     def flow_loss(

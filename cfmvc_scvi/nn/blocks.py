@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-
-from cfmvc_scvi._sparse import SparseRows
 
 
 def mlp(n_in: int | None, n_hidden: int, n_layers: int, *, dropout: float = 0.0, norm: bool = True) -> nn.Sequential:
@@ -40,64 +35,6 @@ def zero_init(layer: nn.Linear, rows: slice = slice(None)) -> nn.Linear:
     return layer
 
 
-class GeneLinear(nn.Module):
-    """Linear map of expression, with one row of weights per gene.
-
-    On the CPU a cell whose genes are mostly zero is a short sum of the rows of the others, weighted by their expression
-    (:func:`torch.nn.functional.embedding_bag`), and the gradient by the weights is such a sum over the cells of a gene.
-    Where the cells come in shares of the genes, every thread sums those of its share.
-
-    Parameters
-    ----------
-    n_genes
-        Genes.
-    n_out
-        Outputs.
-    """
-
-    #: Up to this share of values above zero training takes the sums, beyond it the dense products.
-    SPARSE_BELOW = 0.3
-
-    def __init__(self, n_genes: int, n_out: int) -> None:
-        super().__init__()
-        bound = n_genes**-0.5
-        self.weight = nn.Parameter(torch.empty(n_genes, n_out).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(n_out).uniform_(-bound, bound))
-
-    def forward(self, x: Tensor | SparseRows) -> Tensor:
-        """Outputs (n, n_out) of the expression (n, n_genes)."""
-        if isinstance(x, SparseRows):
-            on_cpu = x.by_row.values.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-            # outside training always, so that a cell's outputs do not depend on those beside it
-            if on_cpu and (not self.training or x.density <= self.SPARSE_BELOW):
-                return _WeightedRows.apply(x, self.weight, self.bias)
-            x = x.dense()
-        return torch.addmm(self.bias, x, self.weight)
-
-
-class _WeightedRows(torch.autograd.Function):
-    """Product of sparse rows (n, n_columns) with a dense matrix (n_columns, n_out), plus a bias (n_out,)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: SparseRows, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.x = x
-        of_shares = x.by_row.bags.weighted_sums(weight.detach())
-        return reduce(torch.add, of_shares.view(x.shares, len(x), -1).unbind()) + bias
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[None, Tensor, Tensor]:
-        return None, ctx.x.by_column.weighted_sums(upstream.contiguous()), upstream.sum(dim=0)
-
-
-def rows_of(table: nn.Embedding, codes: Tensor) -> Tensor:
-    """Rows of an embedding, shape (n, dim), of the codes (n,).
-
-    On the CPU without :func:`torch.nn.functional.embedding`, whose backward pass starts all threads for a few levels.
-    """
-    return table.weight.index_select(0, codes) if codes.device.type == "cpu" else table(codes)
-
-
 class CovariateEmbedding(nn.Module):
     """One embedding per categorical covariate, concatenated.
 
@@ -118,7 +55,7 @@ class CovariateEmbedding(nn.Module):
 
     def forward(self, codes: Sequence[Tensor]) -> Tensor:
         """Embeddings (n, n_out) of the codes, one tensor (n,) per covariate."""
-        return torch.cat([rows_of(table, code) for table, code in zip(self.tables, codes, strict=True)], dim=-1)
+        return torch.cat([table(code) for table, code in zip(self.tables, codes, strict=True)], dim=-1)
 
 
 class TimeEmbedding(nn.Module):

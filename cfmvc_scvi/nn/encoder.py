@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from cfmvc_scvi._constants import LOGVAR_BOUNDS
 from cfmvc_scvi._sparse import SparseRows
-from cfmvc_scvi.nn.blocks import CovariateEmbedding, GeneLinear, mlp, rows_of, zero_init
+from cfmvc_scvi.nn.blocks import CovariateEmbedding, mlp, zero_init
+from cfmvc_scvi.nn.gene_linear import GeneLinear
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Encoder(nn.Module):
         n_latent = self.batch_offset.embedding_dim
         from_genes, linear = self.genes(x_lognorm).split([self.n_hidden, n_latent], dim=-1)
         h = self.hidden(torch.addmm(from_genes, torch.cat(parts, dim=-1), self.beside_genes.weight.T))
-        linear = linear - rows_of(self.batch_offset, codes[0])
+        linear = linear - self.batch_offset(codes[0])
         mean, logvar = self.heads(h).chunk(2, dim=-1)
         mean = mean + F.pad(linear, (0, mean.shape[-1] - n_latent))
         return Posterior(mean, logvar.clamp(*LOGVAR_BOUNDS), n_latent)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cfmvc_scvi.nn.blocks import TimeEmbedding, mlp, zero_init
+from cfmvc_scvi.nn.groups import Groups
 
 
 @dataclass(frozen=True)
@@ -76,32 +77,20 @@ class FlowField(nn.Module):
         effect = torch.einsum("nk,nkd->nd", alpha, self._basis(h))
         return VelocityParts(base=self.base_head(h), effect=effect)
 
-    def forward_grouped(self, z: Tensor, t: Tensor, context: Tensor, alpha: Tensor, group: Tensor) -> VelocityParts:
-        """The same for cells that share few vectors of coefficients: ``alpha[group]`` are those of the cells.
-
-        The basis fields are linear in the last hidden layer, so those of a group are summed first, into one map
-        from there to the latent: about half of the arithmetic, where the groups are few.
+    def forward_grouped(self, z: Tensor, t: Tensor, context: Tensor, alpha: Tensor, groups: Groups) -> VelocityParts:
+        """The same for cells that share few vectors of coefficients, with less work (:mod:`cfmvc_scvi.nn.groups`).
 
         Parameters
         ----------
         alpha
             Effect coefficients of the groups, shape (n_groups, n_basis).
-        group
-            Group of every cell, shape (n,), integer.
+        groups
+            Groups of the cells.
         """
         h = self._trunk(z, t, context)
-        n_groups, n_hidden = len(alpha), h.shape[-1]
-        maps = (alpha @ self.basis_head.weight.view(self.n_basis, -1)).view(n_groups, self.n_latent, n_hidden)
+        maps = (alpha @ self.basis_head.weight.view(self.n_basis, -1)).view(len(alpha), self.n_latent, -1)
         offsets = alpha @ (self.direction + self.basis_head.bias.view(self.n_basis, -1))
-        counts = torch.bincount(group, minlength=n_groups)
-        width = int(counts.max())
-        order = torch.argsort(group)
-        first = counts.cumsum(dim=0) - counts
-        place = torch.empty_like(order)  # of every cell, in an array with as many rows for every group
-        place[order] = torch.arange(len(h), device=h.device) + (group * width - first[group])[order]
-        padded = h.new_zeros(n_groups * width, n_hidden).index_copy(0, place, h).view(n_groups, width, n_hidden)
-        effect = torch.baddbmm(offsets.unsqueeze(1), padded, maps.transpose(1, 2)).view(-1, self.n_latent)
-        return VelocityParts(base=self.base_head(h), effect=effect.index_select(0, place))
+        return VelocityParts(base=self.base_head(h), effect=groups.affine(h, maps, offsets))
 
     def field(self, context: Tensor, alpha: Tensor) -> Callable[[Tensor, float], Tensor]:
         """Velocity of cells that share their coefficients, for an integrator.
@@ -135,10 +124,6 @@ class FlowField(nn.Module):
             return F.linear(h, total, offset)
 
         return velocity
-
-    def worth_grouping(self, n_cells: int, n_groups: int, largest: int) -> bool:
-        """Whether :meth:`forward_grouped` does less than half of the work of :meth:`forward` for the effects."""
-        return 2 * n_groups * (largest + self.n_basis) <= n_cells * self.n_basis
 
     def basis(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """Basis fields at the points, shape (n, n_basis, n_latent)."""

@@ -12,10 +12,10 @@ from cfmvc_scvi._types import FlowBatch
 from cfmvc_scvi.module import CFMVCModule
 from cfmvc_scvi.train.guards import FiniteWatch, check_finite_weights
 from cfmvc_scvi.train.parts import EpochSums, set_modes
-from cfmvc_scvi.train.steps import LeanSteps
+from cfmvc_scvi.train.steps import fused
 
 
-class FlowTrainingPlan(LeanSteps, LightningModule):
+class FlowTrainingPlan(LightningModule):
     """Regresses the velocity field on paths between paired latents.
 
     Only the context encoder, the perturbation adapter and the velocity field get gradients; the VAE stays in
@@ -113,7 +113,8 @@ class FlowTrainingPlan(LeanSteps, LightningModule):
         """AdamW with a cosine schedule over all steps."""
         self._set_modes()
         parameters = [p for _, p in self._flow_parameters()]
-        optimizer = self.lean_optimizer(torch.optim.AdamW, parameters, lr=self.lr, weight_decay=self.weight_decay)
+        settings = {"lr": self.lr, "weight_decay": self.weight_decay} | fused(parameters, self.trainer.precision)
+        optimizer = torch.optim.AdamW(parameters, **settings)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -20,7 +20,6 @@ from cfmvc_scvi.train.checkpoint import CheckpointFolder, EpochKeeper
 from cfmvc_scvi.train.guards import DivergenceWatch
 from cfmvc_scvi.train.history import merge_histories
 from cfmvc_scvi.train.state import STAGE_NAMES, ModelState, Stage
-from cfmvc_scvi.train.steps import NoProfiler
 
 #: Precisions of Lightning's trainer in which the weights stay float32.
 _PRECISIONS = {"32", "32-true", "bf16", "bf16-mixed", "16", "16-mixed"}
@@ -69,7 +68,6 @@ def run_stage(
     _check_precision(trainer_kwargs.get("precision"))
     keeper = EpochKeeper(state, stage, checkpoints, resumed, model.history_)
     trainer_kwargs["callbacks"] = [keeper, DivergenceWatch(stage), *_adapted(trainer_kwargs.get("callbacks") or [])]
-    trainer_kwargs.setdefault("profiler", NoProfiler())
     bring_back = state.reset(stage)
     if resumed is not None:
         data.first_epoch = resumed["epoch"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,10 +13,10 @@ from cfmvc_scvi._types import CountBatch
 from cfmvc_scvi.module import CFMVCModule, ElboTerms
 from cfmvc_scvi.train.guards import FiniteWatch, check_finite_weights
 from cfmvc_scvi.train.parts import EpochSums, reject_unknown, set_modes
-from cfmvc_scvi.train.steps import LeanSteps
+from cfmvc_scvi.train.steps import fused
 
 
-class VAETrainingPlan(LeanSteps, TrainingPlan):
+class VAETrainingPlan(TrainingPlan):
     """scvi-tools' plan with this model's defaults; trains the VAE's networks and leaves the flow's alone.
 
     Losses are added up on the device and logged once per epoch, under the names that scvi-tools uses.
@@ -32,9 +33,6 @@ class VAETrainingPlan(LeanSteps, TrainingPlan):
         Further arguments of :class:`scvi.train.TrainingPlan`. With ``compile=True`` or ``on_step=True`` its own, slower
         steps are taken.
     """
-
-    #: When the factor of the KL terms was worked out, and what it was.
-    _kl: tuple[Any, float] = (None, 0.0)
 
     def __init__(
         self,
@@ -56,11 +54,8 @@ class VAETrainingPlan(LeanSteps, TrainingPlan):
 
     @property
     def kl_weight(self) -> float:
-        """Scaling factor of both KL terms: scvi-tools' one, which makes a tensor on the device in every step."""
-        now = (self.current_epoch, self.global_step if self.n_steps_kl_warmup else None)
-        if self._kl[0] != now:
-            self._kl = (now, float(super().kl_weight))
-        return self._kl[1]
+        """Scaling factor of both KL terms."""
+        return float(super().kl_weight)
 
     def on_fit_start(self) -> None:
         """Train the VAE's networks, freeze the flow's."""
@@ -117,9 +112,12 @@ class VAETrainingPlan(LeanSteps, TrainingPlan):
         return super().configure_optimizers()
 
     def _optimizer_creator_fn(self, optimizer_cls: type[torch.optim.Optimizer]) -> Any:
-        return lambda parameters: self.lean_optimizer(
-            optimizer_cls, parameters, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay
-        )
+        def create(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+            parameters = list(parameters)
+            settings = {"lr": self.lr, "eps": self.eps, "weight_decay": self.weight_decay}
+            return optimizer_cls(parameters, **settings, **fused(parameters, self.trainer.precision))
+
+        return create
 
     def _log_train(self) -> None:
         if self._sums.n_cells:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from scipy import sparse
 
-from cfmvc_scvi._sparse import column_shares
 from cfmvc_scvi._types import CellSplit, CountBatch, FlowContext
 from cfmvc_scvi.cells import count_loader
-from cfmvc_scvi.cells.count_loader import CountDataModule, CountLoader, DeviceCounts, HostCounts
+from cfmvc_scvi.cells.count_loader import CountDataModule, CountLoader
+from cfmvc_scvi.cells.count_source import CountSource, DeviceCounts, MemoryCounts
 from cfmvc_scvi.cells.table import CellTable
 
 N, G = 23, 12
@@ -44,32 +44,17 @@ def unsorted_with_duplicates() -> sparse.csr_matrix:
     return sparse.csr_matrix((entries[order], np.tile(x.indices, 2)[order], indptr), shape=(N, G))
 
 
-def in_shares(n_shares: int) -> HostCounts:
-    """Counts for so many threads."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(count_loader, "column_shares", lambda n_columns: n_shares)
-        return HostCounts(table(sparse.csr_matrix(counts())))
-
-
-@pytest.mark.parametrize(("n_genes", "threads", "expected"), [(2000, 2, 2), (2001, 2, 1), (2000, 6, 2), (7, 7, 7)])
-def test_genes_are_shared_out_evenly(monkeypatch, n_genes, threads, expected):
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    assert column_shares(n_genes) == expected
-
-
 SOURCES = {
-    "csr": lambda: HostCounts(table(sparse.csr_matrix(counts()))),
-    "dense": lambda: HostCounts(table(counts())),
-    "one thread": lambda: in_shares(1),
-    "three threads": lambda: in_shares(3),
-    "integers": lambda: HostCounts(table(sparse.csr_matrix(counts().astype(np.int64)))),
-    "duplicates": lambda: HostCounts(table(unsorted_with_duplicates())),
-    "device": lambda: DeviceCounts(HostCounts(table(sparse.csr_matrix(counts()))), torch.device("cpu")),
-    "device, duplicates": lambda: DeviceCounts(HostCounts(table(unsorted_with_duplicates())), torch.device("cpu")),
+    "csr": lambda: MemoryCounts(table(sparse.csr_matrix(counts()))),
+    "dense": lambda: MemoryCounts(table(counts())),
+    "integers": lambda: MemoryCounts(table(sparse.csr_matrix(counts().astype(np.int64)))),
+    "duplicates": lambda: MemoryCounts(table(unsorted_with_duplicates())),
+    "device": lambda: DeviceCounts(MemoryCounts(table(sparse.csr_matrix(counts()))), torch.device("cpu")),
+    "device, duplicates": lambda: DeviceCounts(MemoryCounts(table(unsorted_with_duplicates())), torch.device("cpu")),
 }
 
 
-def one_batch(source: HostCounts | DeviceCounts, rows: np.ndarray) -> CountBatch:
+def one_batch(source: CountSource, rows: np.ndarray) -> CountBatch:
     (batch,) = source.batches(rows, len(rows))
     return batch
 
@@ -84,27 +69,16 @@ def test_a_batch_holds_the_cells_asked_for(name):
     np.testing.assert_array_equal(batch.library.numpy(), library)
     np.testing.assert_array_equal(batch.context.batch.numpy(), rows % 2)
     np.testing.assert_array_equal(batch.context.labels.numpy(), rows % 3)
-    entries, shares = batch.counts.by_row, batch.counts.shares
+    entries = batch.counts
     assert len(batch) == 5 and entries.values.dtype == torch.float32 and batch.context.spatial is None
-    assert len(entries.starts) == 5 * shares + 1
-    for line in range(5 * shares):
-        share, cell = divmod(line, 5)
-        here = entries.lines(entries.starts[line : line + 2])
-        expected = np.split(counts()[rows[cell]], shares)[share]
-        np.testing.assert_array_equal(here.values, expected[expected > 0])
-        np.testing.assert_array_equal(here.columns, expected.nonzero()[0] + share * (G // shares))
-        assert (here.rows == cell).all()
-
-
-def test_every_thread_has_a_share_of_the_genes(monkeypatch):
-    for n_threads, expected in ((1, 1), (2, 2), (4, 4), (5, 1), (8, 4)):
-        monkeypatch.setattr(torch, "get_num_threads", lambda n=n_threads: n)
-        assert one_batch(SOURCES["csr"](), np.arange(3)).counts.shares == expected
-        assert one_batch(SOURCES["duplicates"](), np.arange(3)).counts.shares == 1  # not in order
+    cell, gene = counts()[rows].nonzero()
+    np.testing.assert_array_equal(entries.rows, cell)
+    np.testing.assert_array_equal(entries.columns, gene)
+    np.testing.assert_array_equal(entries.starts, np.r_[0, np.cumsum(np.bincount(cell, minlength=5))])
 
 
 def test_continuous_covariates_are_float32():
-    batch = one_batch(HostCounts(table(sparse.csr_matrix(counts()), continuous=True)), np.array([3, 1]))
+    batch = one_batch(MemoryCounts(table(sparse.csr_matrix(counts()), continuous=True)), np.array([3, 1]))
     assert batch.context.continuous.dtype == torch.float32
     np.testing.assert_array_equal(batch.context.continuous.numpy(), [[3.0], [1.0]])
 
@@ -112,10 +86,10 @@ def test_continuous_covariates_are_float32():
 def test_the_users_matrix_is_neither_copied_nor_changed():
     matrix = sparse.csr_matrix(counts())
     before = matrix.copy()
-    source = HostCounts(table(matrix))
+    source = MemoryCounts(table(matrix))
     assert source.cells.counts is matrix
     batch = one_batch(source, np.arange(N))
-    batch.counts.by_row.values.mul_(2.0)
+    batch.counts.values.mul_(2.0)
     assert (matrix != before).nnz == 0
 
 
@@ -167,9 +141,9 @@ def test_batches_gathered_together_are_those_gathered_alone(name, size):
         for matrix in ("counts", "lognorm"):
             ours, expected = getattr(part, matrix), getattr(alone, matrix)
             assert torch.equal(ours.dense(), expected.dense()) and len(ours) == len(expected) == len(part)
-            for order in ("by_row", "by_column"):
-                for name, value in vars(getattr(expected, order)).items():
-                    np.testing.assert_array_equal(getattr(getattr(ours, order), name), value)
+            for name in ("values", "columns", "starts"):
+                np.testing.assert_array_equal(getattr(ours, name), getattr(expected, name))
+                np.testing.assert_array_equal(getattr(ours.transposed, name), getattr(expected.transposed, name))
         assert torch.equal(part.library, alone.library)
         assert all(map(torch.equal, part.context.codes, alone.context.codes))
     assert i == -(-len(rows) // size) - 1
@@ -181,7 +155,7 @@ def test_a_batch_is_freed_without_the_garbage_collector():
     gc.disable()
     try:
         batch = next(source.batches(np.arange(9), 4))
-        assert len(batch.lognorm.by_column) == len(batch.counts.by_row)
+        assert len(batch.lognorm.transposed.values) == len(batch.counts.values)
         seen = weakref.ref(batch)
         del batch
         assert seen() is None
@@ -225,7 +199,7 @@ def test_without_shuffling_the_order_is_that_of_the_rows():
 def data_module(n_train: int, batch_size: int) -> CountDataModule:
     rows = np.arange(N)
     split = CellSplit(rows[:n_train], rows[n_train:], rows[:0])
-    return CountDataModule(table(sparse.csr_matrix(counts())), split, batch_size)
+    return CountDataModule(MemoryCounts(table(sparse.csr_matrix(counts()))), split, batch_size)
 
 
 @pytest.mark.parametrize(("n_train", "batch_size", "sizes"), [(20, 6, [6, 6, 6]), (20, 20, [20]), (5, 64, [5])])
@@ -243,20 +217,12 @@ def test_no_validation_cells_no_loader():
 def test_unknown_place_for_the_data():
     split = CellSplit(np.arange(3), np.arange(0), np.arange(0))
     with pytest.raises(ValueError, match="data_on_device.*'gpu'.*'auto'"):
-        CountDataModule(table(sparse.csr_matrix(counts())), split, 2, on_device="gpu")
+        CountDataModule(MemoryCounts(table(sparse.csr_matrix(counts()))), split, 2, on_device="gpu")
 
 
 def test_a_batch_moves_as_a_whole():
     batch = one_batch(SOURCES["csr"](), np.array([2, 9]))
     moved = batch.to("meta")
     assert isinstance(moved, CountBatch)
-    entries = moved.counts.by_row
-    tensors = (entries.values, entries.rows, entries.columns, moved.library, *moved.context.codes)
+    tensors = (moved.counts.values, moved.counts.columns, moved.library, *moved.context.codes)
     assert {x.device.type for x in tensors} == {"meta"}
-
-
-@pytest.mark.parametrize("name", ["csr", "three threads", "duplicates"])
-def test_large_counts_are_where_a_batch_says(monkeypatch, name):
-    monkeypatch.setattr(count_loader, "LARGE_COUNT", 1)
-    for batch in SOURCES[name]().batches(np.array([7, 4, 0, 22, 7]), 2):
-        np.testing.assert_array_equal(batch.large, np.flatnonzero(batch.counts.by_row.values > 1))

@@ -17,13 +17,10 @@ from cfmvc_scvi.likelihood.fused_loss import reconstruction_loss
 from cfmvc_scvi.likelihood.negative_binomial import nb_log_prob
 
 
-def batch_of(counts: np.ndarray, dtype=np.float64, shares: int = 1) -> CountBatch:
-    """Counts with the genes in so many shares."""
+def batch_of(counts: np.ndarray, dtype=np.float64) -> CountBatch:
     library = np.maximum(counts.sum(axis=1), 1.0)
-    share_of_gene = np.arange(counts.shape[1]) * shares // counts.shape[1]
-    lines = np.concatenate([np.where(share_of_gene == share, counts, 0.0) for share in range(shares)])
     return CountBatch(
-        counts=next(SparseRows.in_parts(sparse.csr_matrix(lines.astype(dtype)), [len(counts)], shares)),
+        counts=SparseRows.from_scipy(sparse.csr_matrix(counts.astype(dtype))),
         library=torch.from_numpy(library.astype(dtype)),
         context=FlowContext(*torch.zeros(2, len(counts), dtype=torch.long)),
         whole=bool((counts == np.floor(counts)).all()),
@@ -59,13 +56,12 @@ def with_gradients(loss: torch.Tensor, *inputs: torch.Tensor) -> list[torch.Tens
 
 
 @pytest.mark.parametrize("panel", [False, True])
-@pytest.mark.parametrize("shares", [1, 2, 5])
 @pytest.mark.parametrize("scale", [1.0, 0.3])
-def test_agrees_with_the_dense_computation(panel, shares, scale):
-    """Value and all four gradients, however the genes are shared out, and for values that are no counts."""
+def test_agrees_with_the_dense_computation(panel, scale):
+    """Value and all four gradients, also for values that are no counts."""
     counts, features, log_theta = draw()
     counts = counts * scale
-    batch = batch_of(counts, shares=shares)
+    batch = batch_of(counts)
     rng = np.random.default_rng(3)
     weight = torch.tensor(rng.normal(scale=0.2, size=(50, 50)), requires_grad=True)
     bias = torch.tensor(rng.normal(size=50), requires_grad=True)
@@ -76,15 +72,6 @@ def test_agrees_with_the_dense_computation(panel, shares, scale):
     expected = with_gradients(-dense.sum(dim=1).mean(), *inputs)
     for a, b in zip(ours, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-8)
-
-
-@pytest.mark.parametrize("shares", [1, 2, 5])
-def test_counts_cut_for_threads_are_read_with_one_share_on_a_device(shares):
-    counts, *_ = draw()
-    batch = batch_of(counts, shares=shares)
-    flat = torch.zeros(counts.size, dtype=torch.float64)
-    flat[fused_loss._place(batch.counts, 1)] = batch.counts.by_row.values
-    np.testing.assert_array_equal(flat.view(counts.shape), counts)
 
 
 def test_agrees_with_scvi():

@@ -11,7 +11,7 @@ from torch.distributions import Normal
 from cfmvc_scvi._sparse import SparseRows
 from cfmvc_scvi._types import CountBatch, FlowContext
 from cfmvc_scvi.module import CFMVCModule
-from cfmvc_scvi.nn.blocks import GeneLinear
+from cfmvc_scvi.nn.gene_linear import GeneLinear
 
 N, G = 30, 24
 

@@ -3,6 +3,7 @@
 import torch
 
 from cfmvc_scvi.nn import FlowField
+from cfmvc_scvi.nn.groups import Groups
 
 N, D, K, C = 9, 3, 4, 5
 
@@ -100,19 +101,12 @@ def test_grouped_cells_have_the_same_velocity_and_gradients():
     alpha[1] = 0.0
     group = torch.tensor([2, 0, 1, 1, 2, 2, 0, 1, 1])
     plain = net(z, t, context, alpha[group])
-    grouped = net.forward_grouped(z, t, context, alpha, group)
+    grouped = net.forward_grouped(z, t, context, alpha, Groups.of(group))
     torch.testing.assert_close(grouped.base, plain.base)
     torch.testing.assert_close(grouped.effect, plain.effect)
     for a, b in zip(gradients(net, grouped.total), gradients(net, plain.total), strict=True):
         torch.testing.assert_close(a, b)
     assert torch.equal(grouped.effect[group == 1], torch.zeros(4, D, dtype=torch.float64))
-
-
-def test_grouping_pays_for_few_groups_of_even_size():
-    net = FlowField(D, C, n_basis=16)
-    assert net.worth_grouping(1024, 6, 300)
-    assert not net.worth_grouping(256, 200, 60)
-    assert not net.worth_grouping(9, 9, 1)
 
 
 def test_field_of_shared_coefficients_is_the_same_velocity():

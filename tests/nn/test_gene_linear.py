@@ -1,13 +1,13 @@
-"""Building blocks: a linear map of expression that is mostly zero."""
+"""A linear map of expression that is mostly zero."""
 
 import numpy as np
 import pytest
 import torch
 from scipy import sparse
 
-from cfmvc_scvi._sparse import Bags, SparseRows
-from cfmvc_scvi.nn import blocks
-from cfmvc_scvi.nn.blocks import GeneLinear
+from cfmvc_scvi._sparse import SparseRows
+from cfmvc_scvi.nn import gene_linear
+from cfmvc_scvi.nn.gene_linear import GeneLinear
 
 N, G, OUT = 9, 14, 5
 
@@ -43,7 +43,7 @@ def test_sparse_and_dense_agree_with_the_product(dtype, numpy_dtype):
 def test_gradients_are_numerically_right():
     x = expression()
     weight, bias = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((G, OUT), (OUT,)))
-    assert torch.autograd.gradcheck(lambda w, b: blocks._WeightedRows.apply(x, w, b), (weight, bias))
+    assert torch.autograd.gradcheck(lambda w, b: gene_linear._SparseLinear.apply(x, w, b), (weight, bias))
 
 
 def test_cells_without_any_counts():
@@ -56,7 +56,7 @@ def test_cells_without_any_counts():
 def test_which_way_is_taken_depends_on_the_density(monkeypatch, below, expected):
     taken = []
     monkeypatch.setattr(GeneLinear, "SPARSE_BELOW", below)
-    monkeypatch.setattr(Bags, "weighted_sums", lambda self, table: taken.append(1) or torch.zeros(N, OUT))
+    monkeypatch.setattr(SparseRows, "product", lambda self, matrix: taken.append(1) or torch.zeros(N, OUT))
     layer()(expression())
     assert len(taken) == expected
 
@@ -69,30 +69,9 @@ def test_autocast_keeps_its_precision():
     torch.testing.assert_close(out.float(), linear(x), rtol=0.05, atol=0.05)
 
 
-def in_parts(sizes: list[int], shares: int) -> list[SparseRows]:
-    """The parts of :func:`expression`."""
-    dense, lines = expression().dense().numpy(), []
-    for rows in np.split(dense, np.cumsum(sizes)[:-1]):
-        for share in range(shares):
-            columns = np.arange(G) * shares // G == share
-            lines.append(np.where(columns, rows, 0.0))
-    return list(SparseRows.in_parts(sparse.csr_matrix(np.concatenate(lines)), sizes, shares))
-
-
-@pytest.mark.parametrize("shares", [1, 2, 7])
-def test_parts_without_an_entry_and_the_last_one_smaller(shares):
-    parts = in_parts([4, 4, 1], shares)
+def test_parts_without_an_entry_and_the_last_one_smaller():
+    parts = list(expression().parts(4))
     assert [len(part) for part in parts] == [4, 4, 1]
     assert torch.equal(torch.cat([part.dense() for part in parts]), expression().dense())
     for part in parts:
-        turned = part.by_column
-        back = sparse.csc_matrix((turned.values, turned.index, turned.starts), (len(part), G)).toarray()
-        np.testing.assert_array_equal(back, part.dense())
-
-
-@pytest.mark.parametrize("shares", [2, 7])
-def test_shares_of_the_columns_add_up(shares):
-    (x,) = in_parts([N], shares)
-    linear = layer()
-    for a, b in zip(outputs_and_gradients(linear, x), outputs_and_gradients(linear, expression()), strict=True):
-        torch.testing.assert_close(a, b)
+        np.testing.assert_array_equal(part.transposed.dense(), part.dense().T)
