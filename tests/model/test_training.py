@@ -134,6 +134,7 @@ def test_epochs_by_default_depend_on_the_number_of_cells():
 # ---- one split ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_split_for_both_stages(simulated, build, quiet):
     model = build(simulated)
     model.train_vae(1, train_size=0.7, validation_size=0.2, **quiet)
@@ -155,6 +156,7 @@ def test_one_split_for_both_stages(simulated, build, quiet):
     np.testing.assert_array_equal(used["validation"], split[1])
 
 
+@pytest.mark.slow
 def test_split_is_seeded(simulated, build, quiet):
     splits = []
     for seed in (0, 0, 1):
@@ -194,6 +196,7 @@ def test_stages_cover_all_parameters_once(trained):
     assert {id(p) for p in owners} == {id(p) for p in trained.module.parameters()}
 
 
+@pytest.mark.slow
 def test_stage_1_leaves_the_flow_alone_and_stage_2_the_vae(simulated, build, quiet):
     model = build(simulated)
     vae, flow = state(model.module.vae_parts), state(model.module.flow_parts)
@@ -336,12 +339,14 @@ def test_few_cells(simulate, build, fit):
     assert np.isfinite(model.predict_perturbation().X).all()
 
 
+@pytest.mark.slow
 def test_learning_rate_options_of_scvi_tools(simulated, build, quiet):
     model = build(simulated)
     model.train_vae(2, plan_kwargs={"reduce_lr_on_plateau": True, "lr_patience": 1}, **quiet)
     assert len(model.history["lr-Adam"]) == 2
 
 
+@pytest.mark.slow
 def test_best_checkpoint_of_stage_1(simulated, build, quiet, tmp_path):
     save = SaveCheckpoint(dirpath=str(tmp_path / "best"), monitor="elbo_validation", load_best_on_end=True)
     model = build(simulated)

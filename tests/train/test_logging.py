@@ -27,6 +27,7 @@ def test_sums_weigh_batches_by_their_cells():
     assert sums.n_cells == 4
 
 
+@pytest.mark.slow
 def test_history_has_the_keys_of_scvi_tools(simulated, build, quiet):
     model = build(simulated)
     model.train_vae(3, **quiet)
@@ -39,6 +40,7 @@ def test_history_has_the_keys_of_scvi_tools(simulated, build, quiet):
     assert len(history["elbo_train"]) == 3
 
 
+@pytest.mark.slow
 def test_logged_losses_are_those_of_the_validation_cells(simulated, build, quiet):
     """Without steps the logged mean is what scvi-tools' method reports, up to the draws of the posterior."""
     model = build(simulated)
@@ -48,6 +50,7 @@ def test_logged_losses_are_those_of_the_validation_cells(simulated, build, quiet
     assert logged == pytest.approx(abs(float(reported)), rel=0.02)  # a log-likelihood there, a loss here
 
 
+@pytest.mark.slow
 def test_steps_of_scvi_tools_are_still_to_be_had(simulated, build, quiet):
     fast, slow = build(simulated), build(simulated.copy())
     fast.train_vae(2, plan_kwargs={"lr": 0.0}, **quiet)
@@ -68,6 +71,7 @@ def test_train_metrics_are_there_when_callbacks_ask(simulated, build, fit):
     assert seen == [{"elbo_train"}, {"elbo_train"}, {"flow_loss_train"}, {"flow_loss_train"}]
 
 
+@pytest.mark.slow
 def test_an_epoch_that_is_cut_short_is_logged(simulated, build, quiet):
     model = build(simulated)
     model.train_vae(5, batch_size=32, max_steps=11, **quiet)
@@ -75,6 +79,7 @@ def test_an_epoch_that_is_cut_short_is_logged(simulated, build, quiet):
     assert np.isfinite(model.history["elbo_train"].to_numpy(dtype=float)).all()
 
 
+@pytest.mark.slow
 def test_counts_on_the_device_train_the_same_model(monkeypatch, simulated, build, quiet):
     monkeypatch.setattr("cfmvc_scvi.cells.count_loader.column_shares", lambda n_genes: 1)  # else sums round differently
     weights = []
@@ -92,6 +97,7 @@ def test_watch_names_stage_epoch_and_quantity():
         watch(torch.tensor(float("nan")), 4, last=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [1e-3, 0.5, 1e6])
 def test_gradients_are_clipped_to_the_norm_asked_for(simulated, build, quiet, clip):
     norms = []

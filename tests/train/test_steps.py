@@ -30,6 +30,7 @@ def trained(**kwargs) -> tuple[CFMVC, Hooks]:
     return model, hooks
 
 
+@pytest.mark.slow
 def test_the_running_hook_is_known_and_nothing_is_profiled():
     model, hooks = trained()
     assert hooks.name == "on_train_batch_end" and hooks.stored
@@ -39,6 +40,7 @@ def test_the_running_hook_is_known_and_nothing_is_profiled():
     assert {"elbo_train", "reconstruction_loss_train"} <= set(model.history)
 
 
+@pytest.mark.slow
 def test_a_profiler_that_is_asked_for_is_used():
     profiler = SimpleProfiler()
     _, hooks = trained(profiler=profiler)
@@ -109,6 +111,7 @@ def test_joined_parameters_whose_memory_was_replaced_or_that_have_no_gradient():
     assert torch.equal(torch.cat([p.flatten() for p in net.parameters()]), joined.vector)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
