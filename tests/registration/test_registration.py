@@ -5,30 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import sparse
 
 from cfmvc_scvi import CFMVC
 
 # ---- values ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("container", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
-@pytest.mark.parametrize("layer", [None, "counts"])
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [(0.5, "fractional"), (-1.0, "negative"), (np.nan, "missing or infinite"), (np.inf, "missing or infinite")],
-)
-def test_what_is_not_a_count_is_refused(simulated, container, layer, value, message):
-    counts = simulated.X.toarray()
-    counts[7, 3] = value
-    where = "adata.X" if layer is None else "adata.layers['counts']"
-    if layer is None:
-        simulated.X = container(counts)
-    else:
-        simulated.layers[layer] = container(counts)
-    with pytest.raises(ValueError, match=message) as error:
-        CFMVC.setup_anndata(simulated, layer=layer)
-    assert where in str(error.value)
 
 
 @pytest.mark.parametrize("column", ["batch", "cell_type", "perturbation"])

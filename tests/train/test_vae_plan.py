@@ -7,8 +7,6 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from cfmvc_scvi.train.modes import EpochSums, FiniteWatch
-
 STAGE_1 = {
     *(
         f"{name}_{mode}"
@@ -17,14 +15,6 @@ STAGE_1 = {
     ),
     *("kl_weight", "train_loss", "validation_loss"),
 }
-
-
-def test_sums_weigh_batches_by_their_cells():
-    sums = EpochSums()
-    sums.add(list(torch.tensor([1.0, 10.0])), 3)
-    sums.add(list(torch.tensor([5.0, 20.0])), 1)
-    torch.testing.assert_close(sums.means(), torch.tensor([2.0, 12.5]))
-    assert sums.n_cells == 4
 
 
 @pytest.mark.slow
@@ -88,13 +78,6 @@ def test_counts_on_the_device_train_the_same_model(monkeypatch, simulated, build
         model.train_vae(2, data_on_device=on_device, **quiet)
         weights.append([p.clone() for p in model.module.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
-
-
-def test_watch_names_stage_epoch_and_quantity():
-    watch = FiniteWatch("stage 1 (VAE)", "negative ELBO", "vae_plan_kwargs", 0.1)
-    watch(torch.tensor(2.0), 3, last=False)
-    with pytest.raises(FloatingPointError, match=r"stage 1 \(VAE\) diverged in epoch 4: the negative ELBO is nan"):
-        watch(torch.tensor(float("nan")), 4, last=False)
 
 
 @pytest.mark.slow
