@@ -98,3 +98,56 @@ def test_standardisation_round_trip():
     z = cells()[0]
     torch.testing.assert_close(module.unstandardize(module.standardize(z)), z)
     assert not torch.allclose(module.standardize(z), z)
+
+
+# ---- displacement -------------------------------------------------------------------------------------------------
+
+
+def constant_field() -> CFMVCModule:
+    """Before training the field is the constant alpha u, everywhere and at all times."""
+    module = make()
+    module.flow_scale.fill_(2.5)
+    return module
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("flow_source", ["control", "noise"])
+@pytest.mark.parametrize("until", [0.3, 1.0])
+def test_no_effect_no_displacement(solver, flow_source, until):
+    module = randomised(flow_source=flow_source)
+    z, _, context = cells()
+    base = module.base_flow(z, context, get_solver(solver))
+    moved = module.displacement(torch.zeros(N, 4), base, get_solver(solver), until)
+    assert not moved.any()
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_times_of_a_constant_field_add_up(solver):
+    module, solver = constant_field(), get_solver(solver)
+    z, _, context = cells()
+    alpha, base = torch.randn(N, 4), module.base_flow(z, context, solver)
+    parts = [module.displacement(alpha, base, solver, until) for until in (0.25, 0.75, 1.0)]
+    assert parts[2].abs().min() > 1e-4
+    torch.testing.assert_close(parts[0] + parts[1], parts[2], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(parts[1], 3 * parts[0], rtol=1e-4, atol=1e-4)
+
+
+def test_effects_of_a_constant_field_add_up():
+    module, solver = constant_field(), get_solver("midpoint", 4)
+    z, _, context = cells()
+    one, other, base = torch.randn(N, 4), torch.randn(N, 4), module.base_flow(z, context, solver)
+    parts = [module.displacement(alpha, base, solver) for alpha in (one, other, one + other)]
+    torch.testing.assert_close(parts[0] + parts[1], parts[2], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(parts[0], 2.5 * one @ module.flow_field.direction, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("until", [0.0, 0.5, 1.0])
+def test_displacement_is_in_units_of_the_latent(until):
+    """The same field seen through units twice as large moves cells twice as far."""
+    module, solver = constant_field(), get_solver("euler", 3)
+    z, p, context = cells()
+    once = module.transport(z, p, context, solver, until=until) - z
+    module.flow_scale.mul_(2)
+    twice = module.transport(z, p, context, solver, until=until) - z
+    torch.testing.assert_close(twice, 2 * once, rtol=1e-4, atol=1e-5)
+    assert once.any() == (until > 0)
