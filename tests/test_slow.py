@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
+from types import SimpleNamespace
 
-from cfmvc_scvi.model import training
+import pytest
 
 
 def test_a_test_that_is_not_marked_cannot_train(simulated, build, quiet):
@@ -19,25 +19,34 @@ def test_a_test_that_is_marked_can(simulated, build, quiet):
     assert model.is_vae_trained_
 
 
-def test_a_fixture_that_trains_makes_a_test_slow(request):
-    marked = {item for item in request.session.items if item.get_closest_marker("slow")}
-    by_fixture = {item for item in request.session.items if {"fit", "trained"} & set(item.fixturenames)}
-    assert by_fixture <= marked
+class Item:
+    """As much of a collected test as the hook that marks looks at."""
+
+    def __init__(self, *fixtures: str, **parameters: str) -> None:
+        self.fixturenames, self.marks = list(fixtures), []
+        if parameters:
+            self.callspec = SimpleNamespace(params=parameters)
+
+    def add_marker(self, mark) -> None:
+        self.marks.append(mark.name)
 
 
-@pytest.mark.parametrize("fixture", ["fit", "trained", "predicted"])
-def test_mark_is_set_before_tests_are_chosen(pytestconfig, fixture):
-    """The fixtures that train are known by name to the hook that marks."""
-    conftest = next(p for p in pytestconfig.pluginmanager.get_plugins() if hasattr(p, "refuse_hidden_training"))
-
-    class Item:
-        fixturenames = [fixture, *(["trained"] if fixture == "predicted" else [])]
-        marks = ()
-
-        def add_marker(self, mark):
-            self.marks = (*self.marks, mark.name)
-
-    item = Item()
+@pytest.mark.parametrize(
+    ("item", "marks"),
+    [
+        (Item("simulated", "build", "fit"), ["slow"]),
+        (Item("cells", "trained"), ["slow"]),  # pytest names the fixtures of fixtures too
+        (Item("request", source="trained_noise"), ["slow"]),
+        (Item("simulated", "build", source="control"), []),
+    ],
+)
+def test_fixtures_that_train_make_tests_slow(request, item, marks):
+    [conftest] = {p for p in request.config.pluginmanager.get_plugins() if hasattr(p, "TRAINING_FIXTURES")}
     conftest.pytest_collection_modifyitems([item])
-    assert item.marks == ("slow",)
-    assert training.run_stage.__wrapped__ is not training.run_stage
+    assert item.marks == marks
+
+
+def test_fixtures_of_fixtures_are_named(request):
+    """This very run: whatever asks for what a trained model predicted has the mark."""
+    items = [item for item in request.session.items if "predicted" in item.fixturenames]
+    assert all("trained" in item.fixturenames and item.get_closest_marker("slow") for item in items)

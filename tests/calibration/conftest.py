@@ -43,7 +43,8 @@ def world():
     for weight in module.eval().parameters():
         torch.nn.init.normal_(weight, std=0.2)
     labels, condition = np.repeat([0, 1], 120), np.tile(np.repeat([0, 1, 2], 40), 2)
-    mean = np.random.default_rng(0).gamma(2.0, 20.0, N_GENES) * np.where(condition[:, None] == 1, 2.0, 1.0)
+    effect = np.where(condition[:, None] == 1, np.tile([3.0, 1 / 3], N_GENES // 2), 1.0)  # of A; B does nothing
+    mean = np.random.default_rng(0).gamma(2.0, 20.0, N_GENES) * effect
     counts = np.random.default_rng(1).poisson(mean)
     cache = latent_cache(counts, labels, condition)
     rows = np.arange(240)

@@ -23,6 +23,7 @@ def test_effects_are_measured_against_the_controls_of_the_same_batch(simulate, b
     populations = Populations.of(cache, np.arange(adata.n_obs), len(model.cell_types))
     y = np.log1p(adata.X.toarray() / adata.obs["library_size"].to_numpy()[:, None] * 1e4)
     obs = adata.obs
+    assert len(populations) > 3
     for i in range(len(populations)):
         name = cache.conditions[populations.condition[i]].label
         label = model.cell_types[populations.label[i]]

@@ -258,5 +258,7 @@ def test_a_batch_moves_as_a_whole():
 @pytest.mark.parametrize("name", ["csr", "three threads", "duplicates"])
 def test_large_counts_are_where_a_batch_says(monkeypatch, name):
     monkeypatch.setattr(count_loader, "LARGE_COUNT", 1)
-    for batch in SOURCES[name]().batches(np.array([7, 4, 0, 22, 7]), 2):
+    found = list(SOURCES[name]().batches(np.array([7, 4, 0, 22, 7]), 2))
+    assert [len(batch) for batch in found] == [2, 2, 1] and sum(len(batch.large) for batch in found) > 0
+    for batch in found:
         np.testing.assert_array_equal(batch.large, np.flatnonzero(batch.counts.by_row.values > 1))

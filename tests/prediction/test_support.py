@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+import pytest
+
+from cfmvc_scvi.prediction.support import SUPPORT_LEVELS
+
 SHORT = {"vae_max_epochs": 1, "flow_max_epochs": 2}
 
 
@@ -51,3 +56,41 @@ def test_support_of_an_untrained_model(simulated, build):
     table = build(simulated, {"batch_key": None, "labels_key": None}).support()
     assert set(table.columns) == {"perturbation", "n_cells", "n_train"}
     assert table["n_train"].sum() == 0 and table["n_cells"].sum() == 300
+
+
+# ---- levels, of a model that only says what it was trained on -------------------------------------------------------
+
+
+@pytest.fixture
+def told(simulated, build):
+    """Told that control was seen in both types, P1 in the first and P2 with P3 in the second."""
+    model = build(simulated)
+    keys = [model.vocabulary.parse(label).key for label in ("control", "P1", "P2+P3")]
+    model.trained_conditions_ = [(keys[0], 0), (keys[0], 1), (keys[1], 0), (keys[2], 1)]
+    return model
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [
+        ("P1", ["seen", "new context", "new context"]),
+        ("P3+P2", ["new context", "seen", "new context"]),
+        ("P1+P3", ["new combination"] * 3),
+        ("P2", ["new combination"] * 3),  # only seen together with another
+        ("control", ["seen", "seen", "new context"]),
+    ],
+)
+def test_levels(told, label, expected):
+    found = told._support(told.vocabulary.parse(label), np.array([0, 1, -1]))
+    assert found.tolist() == expected and found.categories.tolist() == list(SUPPORT_LEVELS)
+
+
+@pytest.mark.parametrize(("label", "distance"), [("control", 0.0), ("P1", 0.0), ("P2", 1.0), ("P1+P2", 1.0)])
+def test_distance_is_the_nearest_in_one_hot_vectors(told, label, distance):
+    assert told._support_distance(told.vocabulary.parse(label)) == pytest.approx(distance)
+
+
+def test_types_with_controls_are_those_told_of(told):
+    assert told._types_with_controls().tolist() == [0, 1]
+    told.trained_conditions_ = told.trained_conditions_[1:]
+    assert told._types_with_controls().tolist() == [1]
