@@ -73,7 +73,7 @@ demo: $(PACKAGE_READY)
 	$(BIN)/python tutorials/demo.py
 
 test test-fast: export OMP_NUM_THREADS := 1
-test test-fast: TEST_RUN = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+test test-fast: TEST_RUN = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=20
 test: $(PACKAGE_READY)
 	$(TEST_RUN) $(PYTEST_ARGS)
 

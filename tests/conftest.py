@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import scvi
@@ -13,11 +16,63 @@ from anndata import AnnData
 
 from cfmvc_scvi import CFMVC, data
 from cfmvc_scvi.data.datasets import DATASETS
+from cfmvc_scvi.model import training
 
 #: Networks small enough for a test.
 SMALL = {"n_latent": 6, "n_latent_technical": 3, "n_hidden": 16, "n_basis": 4, "n_hidden_flow": 16}
 #: Trainer arguments of every test.
 QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
+#: Fixtures that train, or hand out a function that does. What asks for one, itself or by another fixture, is slow.
+TRAINING_FIXTURES = {"fit", "trained", "trained_noise"}
+
+# ---- what trains is marked slow -----------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest chooses by mark
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests with a fixture that trains; those that train by themselves have the mark in their file."""
+    for item in items:
+        if TRAINING_FIXTURES & {*item.fixturenames, *_named_fixtures(item)}:
+            item.add_marker(pytest.mark.slow)
+
+
+def _named_fixtures(item: pytest.Item) -> list[str]:
+    """Values of the parameters of a test that are texts: names of fixtures for ``request.getfixturevalue``."""
+    parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    return [value for value in parameters if isinstance(value, str)]
+
+
+class Running:
+    """The test that is running, its fixtures included; ``None`` between tests and outside pytest."""
+
+    item: pytest.Item | None = None
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Note which test is running."""
+    Running.item = item
+    try:
+        return (yield)
+    finally:
+        Running.item = None
+
+
+def refuse_hidden_training(run_stage: Callable) -> Callable:
+    """The function that both stages are trained by, which fails a test that is not marked slow."""
+
+    @functools.wraps(run_stage)
+    def checked(*args, **kwargs):
+        if Running.item is not None and Running.item.get_closest_marker("slow") is None:
+            pytest.fail("This test trains a model, so it must be marked: @pytest.mark.slow.")
+        return run_stage(*args, **kwargs)
+
+    return checked
+
+
+training.run_stage = refuse_hidden_training(training.run_stage)
+
+# ---- seeds, models, data ------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -141,3 +196,17 @@ def cells(trained):
 @pytest.fixture(scope="module")
 def predicted(trained):
     return trained.predict_perturbation(perturbation="P1")
+
+
+def load_tool(name: str) -> ModuleType:
+    path = Path(__file__).parents[1] / "tools" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"tools_{name}", path)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool
+
+
+@pytest.fixture(scope="session")
+def house() -> ModuleType:
+    """The script ``tools/house.py``, whose counting the tests of the layout share."""
+    return load_tool("house")

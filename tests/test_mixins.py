@@ -2,81 +2,59 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
-import textwrap
-from collections.abc import Iterator
-
 import pytest
 
 from cfmvc_scvi import CFMVC
 from cfmvc_scvi._base import MADE_ANEW, STATE, ModelBase
 
-MIXINS = [kind for kind in CFMVC.__mro__ if kind.__module__.startswith("cfmvc_scvi.")]
+PARTS = [kind for kind in CFMVC.__mro__ if kind.__module__.startswith("cfmvc_scvi.")]
+MIXINS = [kind for kind in PARTS if kind not in (CFMVC, ModelBase)]
 
 
-def own_tree(kind: type) -> ast.ClassDef:
-    return ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+def test_every_attribute_is_declared(house):
+    assert house.parts_of(CFMVC) == PARTS and len(MIXINS) > 5
+    assert house.undeclared_reads(PARTS) == []
 
 
-def own_attributes(kind: type) -> Iterator[tuple[str, bool]]:
-    """Attributes of ``self`` that the methods of a class name, and whether each is set there."""
-    for node in ast.walk(own_tree(kind)):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
-            yield node.attr, isinstance(node.ctx, ast.Store)
-
-
-def declared(kind: type) -> set[str]:
-    """Names that a class or one of its bases defines, annotates or sets."""
-    names = set(dir(kind))
-    for base in kind.__mro__:
-        names |= set(vars(base).get("__annotations__", {}))
-        if base.__module__.startswith("cfmvc_scvi."):
-            names |= {name for name, is_set in own_attributes(base) if is_set}
-        elif base is not object:  # scvi-tools' own bases set theirs in __init__
-            names |= set(vars(base).get("__init__", object.__init__).__code__.co_names) if has_code(base) else set()
-    return names
-
-
-def has_code(kind: type) -> bool:
-    return hasattr(vars(kind).get("__init__"), "__code__")
-
-
-def undeclared_reads() -> list[str]:
-    """Every attribute that a mixin reads and that neither it nor its bases declare."""
-    return sorted(
-        {f"{kind.__name__}.{name}" for kind in MIXINS for name, _ in own_attributes(kind) if name not in declared(kind)}
-    )
-
-
-def test_every_attribute_is_declared():
-    assert undeclared_reads() == []
-
-
-def test_a_missing_declaration_is_found():
+def test_a_missing_declaration_is_found(house):
     class Part(ModelBase):
         """A part that reads what it does not declare."""
 
         def method(self):
-            return self.vocabulary, self.not_there
+            return self.vocabulary, self.not_there, self.not_there
 
-    reads = {name for name, _ in own_attributes(Part)}
-    assert reads - declared(Part) == {"not_there"}
-
-
-def test_no_base_calls_its_child():
-    """A base reads nothing that only a subclass defines, so that mixins cannot need each other in a circle."""
-    for kind in MIXINS:
-        below = {name for child in MIXINS if issubclass(child, kind) and child is not kind for name in vars(child)}
-        needed = {name for name, _ in own_attributes(kind)} & below
-        assert {name for name in needed if name not in declared(kind)} == set(), kind
+    assert house.undeclared_reads([Part]) == ["Part.not_there"] * 2
 
 
-@pytest.mark.parametrize("kind", [k for k in MIXINS if k not in (CFMVC, ModelBase)], ids=lambda k: k.__name__)
+def test_parts_that_need_each_other_are_found(house):
+    class One:
+        def first(self):
+            return self.second()
+
+    class Other:
+        def second(self):
+            return self.first()
+
+    class Both(One, Other):
+        def third(self):
+            return self.first()
+
+    needs = house.needs_of([Both, One, Other])
+    assert needs == {"Both": {"One", "Other"}, "One": {"Other"}, "Other": {"One"}}
+    assert house.circles(needs) == [{"One", "Other"}]
+
+
+def test_no_parts_need_each_other_in_a_circle(house):
+    needs = house.needs_of(PARTS)
+    assert all("ModelBase" in needs[kind.__name__] for kind in MIXINS)
+    assert house.circles(needs) == []
+
+
+@pytest.mark.parametrize("kind", MIXINS, ids=lambda k: k.__name__)
 def test_mixins_say_what_they_rely_on(kind):
     assert "Relies on" in kind.__doc__
 
 
 def test_state_is_one_list():
     assert set(STATE) <= set(ModelBase.__annotations__)
-    assert all(set(names) <= {*STATE, "is_trained_"} for names in MADE_ANEW.values())
+    assert MADE_ANEW and all(set(names) <= {*STATE, "is_trained_"} for names in MADE_ANEW.values())

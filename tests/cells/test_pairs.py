@@ -234,5 +234,7 @@ def test_a_pass_is_a_function_of_the_seed_and_its_number():
 
 def test_batches_name_the_condition_of_every_target():
     data = make()
-    for batch in loader(data):
+    batches = list(loader(data))
+    assert sum(len(np.unique(batch.condition)) for batch in batches) > 2
+    for batch in batches:
         np.testing.assert_array_equal(batch.condition.numpy(), data.condition[rows_of(batch.z1)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from scipy.stats import norm
 
 from cfmvc_scvi import CFMVC
@@ -165,91 +164,3 @@ def test_untrained(simulated, build):
     for call in (lambda: model.get_perturbation_effect("P1"), model.get_effect_basis):
         with pytest.raises(RuntimeError, match="not trained"):
             call()
-
-
-# ---- basis ------------------------------------------------------------------------------------------------------
-
-
-def test_basis_is_the_slope_of_the_decoded_change(trained):
-    """Coefficients times basis are the decoded change of a small dose of a perturbation, to first order."""
-    table = trained.get_effect_basis("type1", step=1e-2)
-    assert table.shape == (4, 60) and table.index[0] == "basis_0"
-    alpha = trained.get_effect_coefficients().loc[("P1", "type1")].to_numpy()
-    trained.calibrate(None)  # predictions are then the decoded change itself
-    try:
-        rows = trained.adata.obs["cell_type"].eq("type1") & trained.adata.obs["perturbation"].eq("control")
-        cells = trained.adata[rows.to_numpy()].copy()
-        after, before = (trained.predict_perturbation(cells, name, return_type="latent") for name in ("P1", "control"))
-    finally:
-        trained.calibrate()
-    technical = torch.from_numpy(trained.get_latent_representation(cells, latent="technical"))
-    with torch.inference_mode():
-        levels = [trained.module.decoder(torch.from_numpy(z.X), technical).exp().numpy() for z in (after, before)]
-    decoded = (np.log1p(1e4 * levels[0]) - np.log1p(1e4 * levels[1])).mean(axis=0)
-    assert np.corrcoef(alpha @ table.to_numpy(), decoded)[0, 1] > 0.9
-
-
-def test_basis_of_all_types_is_their_mean(trained):
-    each = [trained.get_effect_basis(kind, step=0.1).to_numpy() for kind in trained.cell_types]
-    np.testing.assert_allclose(trained.get_effect_basis(step=0.1), np.mean(each, axis=0), rtol=1e-5, atol=1e-6)
-
-
-def test_basis_ranks_genes(trained):
-    table = trained.get_effect_basis("type1")
-    ranked = trained.get_effect_basis("type1", n_top=5)
-    assert ranked.columns.tolist() == ["basis", "rank", "gene", "log_fold_change"] and len(ranked) == 20
-    first = ranked[ranked["basis"] == "basis_2"]
-    assert first["gene"].tolist() == table.loc["basis_2"].abs().nlargest(5).index.tolist()
-    np.testing.assert_allclose(first["log_fold_change"], table.loc["basis_2", first["gene"]])
-
-
-def test_basis_refuses(trained):
-    for arguments, message in (
-        ({"labels": "type9"}, "cell type level"),
-        ({"step": 0.0}, "`step` is 0.0"),
-        ({"n_top": 0}, "`n_top` is 0"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            trained.get_effect_basis(**arguments)
-
-
-# ---- trajectories -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("source", ["trained", "trained_noise"])
-@pytest.mark.parametrize("solver", ["midpoint", "adaptive"])
-def test_trajectory_goes_from_the_cell_to_its_prediction(request, source, solver):
-    model = request.getfixturevalue(source)
-    control = model.adata[(model.adata.obs["perturbation"] == "control").to_numpy()].copy()
-    path = model.get_trajectory(perturbation="P1", solver=solver)
-    assert path.shape == (5 * control.n_obs, 6)
-    assert path.obs["time"].unique().tolist() == [0.0, 0.25, 0.5, 0.75, 1.0]
-    blocks = path.X.reshape(5, control.n_obs, 6)
-    np.testing.assert_allclose(blocks[0], model.get_latent_representation(control), atol=1e-6)
-    end = model.predict_perturbation(perturbation="P1", solver=solver).obsm["X_cfmvc"]
-    np.testing.assert_allclose(blocks[4], end, atol=1e-4)
-    moved = np.linalg.norm(blocks - blocks[0], axis=-1).mean(axis=1)
-    assert (np.diff(moved) > 0).all()
-
-
-def test_trajectory_names_its_cells(trained):
-    path = trained.get_trajectory(perturbation="P1", times=[0.5, 1.0], indices=[3, 1])
-    assert path.obs["source_cell"].tolist() == trained.adata.obs_names[[3, 1, 3, 1]].tolist()
-    assert path.obs["time"].tolist() == [0.5, 0.5, 1.0, 1.0]
-    assert path.obs_names.is_unique and (path.obs["perturbation"] == "P1").all()
-
-
-def test_trajectory_of_control_stays(trained):
-    path = trained.get_trajectory(perturbation="control", times=[0.0, 0.3, 1.0], indices=[0, 1])
-    np.testing.assert_array_equal(path.X[:2], path.X[2:4])
-    np.testing.assert_array_equal(path.X[:2], path.X[4:])
-
-
-def test_trajectory_refuses(trained):
-    for times in ([], [-0.1], [0.0, 1.2], [np.nan]):
-        with pytest.raises(ValueError, match="`times` is"):
-            trained.get_trajectory(perturbation="P1", times=times)
-    with pytest.raises(ValueError, match="`perturbation` is missing"):
-        trained.get_trajectory()
-    with pytest.raises(ValueError, match="Unknown perturbation 'P9'"):
-        trained.get_trajectory(perturbation="P9")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 LABELS = ["control", "P1", "P2", "P3"]
@@ -66,18 +67,21 @@ def test_velocity_refuses(trained):
         trained.get_velocity(perturbation="P9")
 
 
-def test_support_counts_cells(trained):
-    table = trained.support()
-    assert set(table.columns) == {"perturbation", "cell_type", "batch", "n_cells", "n_train"}
-    assert table["n_cells"].sum() == 300 and table["n_train"].sum() == len(trained.train_indices)
-    obs = trained.adata.obs
-    one = table[(table["perturbation"] == "P2") & (table["cell_type"] == "type1") & (table["batch"] == "batch2")]
-    rows = (obs["perturbation"] == "P2") & (obs["cell_type"] == "type1") & (obs["batch"] == "batch2")
-    assert one["n_cells"].tolist() == [rows.sum()]
-    assert one["n_train"].tolist() == [rows.to_numpy()[trained.train_indices].sum()]
+def test_embedding_is_the_mean_displacement_of_control_cells(trained):
+    """With fewer controls than the 128 that stand for a type, those are all of them."""
+    table = trained.get_perturbation_embedding()
+    train = np.sort(np.r_[trained.train_indices, trained.validation_indices])
+    control = train[(trained.adata.obs["perturbation"] == "control").to_numpy()[train]]
+    moved = trained.predict_perturbation(indices=control, perturbation="P1", return_type="latent").X
+    move = moved - trained.get_latent_representation(indices=control)
+    types = trained.adata.obs["cell_type"].to_numpy()[control]
+    expected = np.mean([move[types == name].mean(axis=0) for name in ("type1", "type2")], axis=0)
+    np.testing.assert_allclose(table.loc["P1"], expected, atol=1e-4)
 
 
-def test_support_of_an_untrained_model(simulated, build):
-    table = build(simulated, {"batch_key": None, "labels_key": None}).support()
-    assert set(table.columns) == {"perturbation", "n_cells", "n_train"}
-    assert table["n_train"].sum() == 0 and table["n_cells"].sum() == 300
+def test_embedding_of_combinations_and_unseen_ones(trained):
+    table = trained.get_perturbation_embedding(["P1+P2", "P1"])
+    assert table.index.tolist() == ["control", "P1+P2", "P1"]
+    np.testing.assert_array_equal(table.loc["P1"], trained.get_perturbation_embedding().loc["P1"])
+    with pytest.raises(ValueError, match="Unknown perturbation 'P9'"):
+        trained.get_perturbation_embedding(pd.DataFrame({"perturbation": ["P9"]}))

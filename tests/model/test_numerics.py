@@ -120,6 +120,7 @@ def test_the_same_seed_gives_the_same_bits(simulate, build, fit, early_stopping)
         np.testing.assert_array_equal(first, second)
 
 
+@pytest.mark.slow
 def test_without_a_seed_runs_differ_and_their_predictions_do_not(simulate, build, quiet):
     scvi.settings.seed = None
     models = []

@@ -32,6 +32,7 @@ def saved(trained, tmp_path):
     return str(tmp_path / "model")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FITTED)
 @pytest.mark.parametrize("prefix", [None, "first_"])
 def test_loaded_models_are_the_same(request, tmp_path, name, prefix):
@@ -144,6 +145,7 @@ def test_training_goes_on_after_loading(trained, saved, quiet):
     assert np.isfinite(loaded.predict_perturbation(perturbation="P1").X).all()
 
 
+@pytest.mark.slow
 def test_flags_are_kept(simulated, build, tmp_path, quiet):
     model = build(simulated)
     for stage, flags in enumerate([(False, False, False), (True, False, False), (True, True, True)]):

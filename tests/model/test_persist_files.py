@@ -192,6 +192,7 @@ def test_what_cannot_be_saved_is_named(simulated, build, fit, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_attributes_of_any_kind_travel(simulated, build, tmp_path):
     model = build(simulated)
     model.extra_ = {
@@ -212,6 +213,7 @@ def test_there_are_files_of_released_versions():
     assert all(sum(f.stat().st_size for f in path.iterdir()) < 300_000 for path in SAVED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", SAVED, ids=lambda path: path.name)
 def test_models_of_released_versions_load_and_predict(folder):
     """``expected.npz`` holds what the version itself gave; see docs/contributing.md."""

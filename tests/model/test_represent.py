@@ -74,6 +74,7 @@ def test_new_data(trained):
         trained.get_latent_representation(new)
 
 
+@pytest.mark.slow
 def test_needs_stage_1_only(simulated, build, quiet):
     model = build(simulated)
     with pytest.raises(RuntimeError, match="train_vae"):
@@ -82,6 +83,7 @@ def test_needs_stage_1_only(simulated, build, quiet):
     assert model.get_latent_representation().shape == (300, 6)
 
 
+@pytest.mark.slow
 def test_size_factor_scales_the_input(simulated, build, quiet):
     model = build(simulated, {"size_factor_key": "library_size"})
     model.train_vae(1, **quiet)

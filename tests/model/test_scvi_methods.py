@@ -8,6 +8,7 @@ import weakref
 import numpy as np
 import pandas as pd
 import pytest
+import scvi
 
 ROWS = [5, 1, 9, 3]
 
@@ -139,7 +140,13 @@ def test_genes_of_new_data_are_matched_by_name(trained, method):
 
 def test_views_are_copied(trained):
     view = trained.adata[trained.adata.obs["cell_type"] == "type1"]
-    assert np.isfinite(float(trained.get_elbo(view)))
+    rows = np.flatnonzero(trained.adata.obs["cell_type"] == "type1")
+    values = []
+    for call in (lambda: trained.get_elbo(view), lambda: trained.get_elbo(indices=rows)):
+        scvi.settings.seed = 0
+        values.append(float(call()))
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+    assert view.is_view  # and the caller's is one still
 
 
 def test_representation_and_setup_are_printed(trained, simulated, build, capsys):

@@ -131,6 +131,7 @@ def test_retraining_the_vae_drops_the_flow(simulated, build, fit, quiet):
         model.predict_perturbation()
 
 
+@pytest.mark.slow
 def test_no_control_among_the_training_cells(simulated, build, quiet):
     rows = np.flatnonzero(simulated.obs["perturbation"] == "control")
     simulated.obs["perturbation"] = simulated.obs["perturbation"].astype(str)

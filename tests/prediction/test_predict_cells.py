@@ -218,3 +218,50 @@ def test_data_are_freed_after_predictions(trained, cells):
         del new
     gc.collect()
     assert [reference() for reference in references] == [None] * 20
+
+
+# ---- cells of an unknown type ----------------------------------------------------------------------------------
+
+
+def relabelled(cells, name="type9"):
+    other = cells.copy()
+    other.obs["cell_type"] = other.obs["cell_type"].astype(str).replace("type2", name)
+    return other
+
+
+def test_unknown_cell_type_is_refused_with_what_to_do(trained, cells):
+    with pytest.raises(ValueError, match=r"cell type level.*\['type9'\].*Known:.*unknown_labels='nearest'"):
+        trained.predict_perturbation(relabelled(cells), "P1")
+    with pytest.raises(ValueError, match="`unknown_labels` 'skip'"):
+        trained.predict_perturbation(cells, "P1", unknown_labels="skip")
+
+
+def test_nearest_cell_type_stands_for_an_unknown_one_when_asked(trained, cells):
+    other = relabelled(cells)
+    result = trained.predict_perturbation(other, ["P1", "control"], unknown_labels="nearest")
+    unknown = (result.obs["cell_type"] == "type9").to_numpy()
+    assert set(result.obs["support"][unknown]) == {"new context"} and set(result.obs["support"][~unknown]) == {"seen"}
+    assert (result.obs["nearest_label"][~unknown] == result.obs["cell_type"][~unknown]).all()
+    guessed = result.obs["nearest_label"][unknown]
+    assert (guessed == "type2").mean() > 0.9  # the hidden truth: the types differ in 16 % of the genes
+    truth = trained.predict_perturbation(cells, ["P1", "control"])
+    right = np.flatnonzero(unknown)[(guessed == "type2").to_numpy()]
+    np.testing.assert_array_equal(result.X[right], truth.X[right])
+    alone = trained.predict_perturbation(other[5:6].copy(), "P1", unknown_labels="nearest")
+    np.testing.assert_array_equal(alone.X[0], result.X[5])
+
+
+def test_cells_without_the_column_of_cell_types(trained, cells):
+    bare = cells.copy()
+    del bare.obs["cell_type"]
+    with pytest.raises(KeyError, match=r"'cell_type' is not in adata.obs.*unknown_labels='nearest'"):
+        trained.predict_perturbation(bare, "P1")
+    result = trained.predict_perturbation(bare, "P1", unknown_labels="nearest")
+    assert set(result.obs["support"]) == {"new context"}
+    assert (result.obs["nearest_label"].to_numpy() == cells.obs["cell_type"].to_numpy()).mean() > 0.9
+
+
+def test_known_types_are_left_alone(trained, cells):
+    result = trained.predict_perturbation(cells, "P1", unknown_labels="nearest")
+    assert "nearest_label" not in result.obs
+    np.testing.assert_array_equal(result.X, trained.predict_perturbation(cells, "P1").X)

@@ -235,3 +235,17 @@ def test_default_conditions_are_those_of_training(dosed):
         or len(set(obs["dosage"])) == 3
     )
     assert "dosage" in dosed.support() and dosed.support()["n_cells"].sum() == 600
+
+
+# ---- covariates -------------------------------------------------------------------------------------------------
+
+
+def test_time_as_a_continuous_covariate(simulate, build, fit):
+    adata = simulate()
+    adata.obs["hours"] = np.where(adata.obs["perturbation"] == "control", 0.0, 6.0)
+    model = fit(build(adata, {"combination_delimiter": "+", "continuous_covariate_keys": ["hours"]}), **SHORT)
+    control = adata[adata.obs["perturbation"] == "control"].copy()
+    at_zero = model.predict_perturbation(control, "P1").X
+    control.obs["hours"] = 6.0
+    assert not np.array_equal(model.predict_perturbation(control, "P1").X, at_zero)
+    np.testing.assert_array_equal(model.predict_perturbation(control, "control").X, control.X.toarray())

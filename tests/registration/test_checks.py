@@ -10,7 +10,6 @@ import pytest
 from scipy import sparse
 
 from cfmvc_scvi import CFMVC
-from cfmvc_scvi.registration import counts as counts_module
 from cfmvc_scvi.registration.checks import warn_of_design
 from cfmvc_scvi.registration.counts import check_counts
 from cfmvc_scvi.registration.vocabulary import Condition
@@ -188,21 +187,6 @@ def test_the_log_normalised_sections(real_data):
         CFMVC.setup_anndata(adata, **keys)
     with pytest.warns(UserWarning, match="negative binomial is not"):
         CFMVC.setup_anndata(adata, allow_noncounts=True, **keys)
-
-
-# ---- one pass -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("block", [1, 7, 100, 2**24])
-@pytest.mark.parametrize("container", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
-def test_the_summary_does_not_depend_on_blocks(monkeypatch, block, container):
-    monkeypatch.setattr(counts_module, "_BLOCK", block)
-    x = np.random.default_rng(0).poisson(0.7, (23, 11)).astype(np.float32)
-    x[4, 5] = 0.5
-    found = check_counts(container(x), "x", allow_noncounts=True, warn=False)
-    np.testing.assert_array_equal(found.rows, x.sum(axis=1, dtype=float))
-    np.testing.assert_array_equal(found.columns, x.sum(axis=0, dtype=float))
-    assert (found.largest, found.n_fractional) == (x.max(), 1)
 
 
 # ---- new data -------------------------------------------------------------------------------------------------------

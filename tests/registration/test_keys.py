@@ -259,6 +259,7 @@ def test_unused_categories_do_no_harm(simulated, build, fit):
     assert np.isfinite(model.predict_perturbation().X).all()
 
 
+@pytest.mark.slow
 def test_control_cells_alone_train_the_vae_only(simulated, build, quiet):
     kept = simulated[simulated.obs["perturbation"] == "control"].copy()
     with pytest.warns(UserWarning, match="only control cells"):

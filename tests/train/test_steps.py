@@ -27,6 +27,7 @@ def trained(**kwargs) -> Optimizer:
     return seen
 
 
+@pytest.mark.slow
 def test_a_profiler_that_is_asked_for_is_used():
     profiler = SimpleProfiler()
     trained(profiler=profiler)
@@ -42,6 +43,7 @@ def test_the_optimiser_is_fused_where_there_is_a_kernel_and_gradients_can_still_
     assert fused([weight], precision) == ({"fused": True} if expected else {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -5,30 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import sparse
 
 from cfmvc_scvi import CFMVC
+from cfmvc_scvi.registration.registration import CellConditions, Registration
+from cfmvc_scvi.registration.vocabulary import PerturbationVocabulary
 
 # ---- values ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("container", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
-@pytest.mark.parametrize("layer", [None, "counts"])
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [(0.5, "fractional"), (-1.0, "negative"), (np.nan, "missing or infinite"), (np.inf, "missing or infinite")],
-)
-def test_what_is_not_a_count_is_refused(simulated, container, layer, value, message):
-    counts = simulated.X.toarray()
-    counts[7, 3] = value
-    where = "adata.X" if layer is None else "adata.layers['counts']"
-    if layer is None:
-        simulated.X = container(counts)
-    else:
-        simulated.layers[layer] = container(counts)
-    with pytest.raises(ValueError, match=message) as error:
-        CFMVC.setup_anndata(simulated, layer=layer)
-    assert where in str(error.value)
 
 
 @pytest.mark.parametrize("column", ["batch", "cell_type", "perturbation"])
@@ -137,3 +119,56 @@ def test_embeddings_that_do_not_fit(simulated, vectors, error, message):
     simulated.uns["vectors"] = vectors
     with pytest.raises(error, match=message):
         CFMVC.setup_anndata(simulated, combination_delimiter="+", perturbation_embedding_key="vectors")
+
+
+# ---- what is established --------------------------------------------------------------------------------------------
+
+ARGUMENTS = {
+    "layer": None,
+    "batch_key": "batch",
+    "labels_key": "cell_type",
+    "perturbation_key": "perturbation",
+    "control_group": None,
+    "combination_delimiter": "+",
+    "dosage_key": None,
+    "perturbation_embedding_key": None,
+    "spatial_key": None,
+    "categorical_covariate_keys": None,
+    "continuous_covariate_keys": None,
+    "size_factor_key": None,
+    "allow_noncounts": False,
+}
+
+
+def test_new_data_make_a_vocabulary_and_later_ones_take_the_models(simulated):
+    new = Registration.of(simulated, is_new=True, **ARGUMENTS)
+    assert new.keys.control_group == ["control"] and not new.is_matrix
+    assert set(PerturbationVocabulary.from_registry(new.vocabulary).names) == {"P1", "P2", "P3"}
+    later = Registration.of(simulated, is_new=False, **(ARGUMENTS | {"control_group": ["control"]}))
+    assert later.vocabulary is None and later.keys == new.keys
+    assert len(later.fields()) == len(new.fields()) == 7
+
+
+def test_data_are_only_read(simulated):
+    before = simulated.copy()
+    Registration.of(simulated, is_new=True, **ARGUMENTS)
+    pd.testing.assert_frame_equal(simulated.obs, before.obs)
+    assert simulated.uns.keys() == before.uns.keys() and simulated.obsm.keys() == before.obsm.keys()
+
+
+def test_conditions_of_cells(simulated):
+    registration = Registration.of(simulated, is_new=True, **ARGUMENTS)
+    vocabulary = PerturbationVocabulary.from_registry(registration.vocabulary)
+    found = CellConditions.of(simulated, registration.keys, vocabulary)
+    labels = simulated.obs["perturbation"].astype(str)
+    assert [found.conditions[code].label for code in found.code] == labels.tolist()
+    np.testing.assert_array_equal(found.is_control, labels == "control")
+    assert found.conditions[0].is_control and 0 < found.is_control.sum() < len(labels)
+
+
+def test_dose_zero_is_control(simulated):
+    simulated.obs["dose"] = np.where(np.arange(300) % 2, 1.0, 0.0)
+    registration = Registration.of(simulated, is_new=True, **(ARGUMENTS | {"dosage_key": "dose"}))
+    vocabulary = PerturbationVocabulary.from_registry(registration.vocabulary)
+    found = CellConditions.of(simulated, registration.keys, vocabulary)
+    assert found.is_control[::2].all() and not found.is_control[1::2].all()

@@ -7,9 +7,6 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from cfmvc_scvi.train.guards import FiniteWatch
-from cfmvc_scvi.train.parts import EpochSums
-
 STAGE_1 = {
     *(
         f"{name}_{mode}"
@@ -20,14 +17,7 @@ STAGE_1 = {
 }
 
 
-def test_sums_weigh_batches_by_their_cells():
-    sums = EpochSums()
-    sums.add(list(torch.tensor([1.0, 10.0])), 3)
-    sums.add(list(torch.tensor([5.0, 20.0])), 1)
-    torch.testing.assert_close(sums.means(), torch.tensor([2.0, 12.5]))
-    assert sums.n_cells == 4
-
-
+@pytest.mark.slow
 def test_history_has_the_keys_of_scvi_tools(simulated, build, quiet):
     model = build(simulated)
     model.train_vae(3, **quiet)
@@ -40,6 +30,7 @@ def test_history_has_the_keys_of_scvi_tools(simulated, build, quiet):
     assert len(history["elbo_train"]) == 3
 
 
+@pytest.mark.slow
 def test_logged_losses_are_those_of_the_validation_cells(simulated, build, quiet):
     """Without steps the logged mean is what scvi-tools' method reports, up to the draws of the posterior."""
     model = build(simulated)
@@ -49,6 +40,7 @@ def test_logged_losses_are_those_of_the_validation_cells(simulated, build, quiet
     assert logged == pytest.approx(abs(float(reported)), rel=0.02)  # a log-likelihood there, a loss here
 
 
+@pytest.mark.slow
 def test_steps_of_scvi_tools_are_still_to_be_had(simulated, build, quiet):
     fast, slow = build(simulated), build(simulated.copy())
     fast.train_vae(2, plan_kwargs={"lr": 0.0}, **quiet)
@@ -69,13 +61,16 @@ def test_train_metrics_are_there_when_callbacks_ask(simulated, build, fit):
     assert seen == [{"elbo_train"}, {"elbo_train"}, {"flow_loss_train"}, {"flow_loss_train"}]
 
 
+@pytest.mark.slow
 def test_an_epoch_that_is_cut_short_is_logged(simulated, build, quiet):
     model = build(simulated)
     model.train_vae(5, batch_size=32, max_steps=11, **quiet)
     assert len(model.history["elbo_train"]) == 2
-    assert np.isfinite(model.history["elbo_train"].to_numpy(dtype=float)).all()
+    losses = model.history["elbo_train"].to_numpy(dtype=float).ravel()
+    assert losses[1] < losses[0]  # the second, of three batches, is a mean over its cells too
 
 
+@pytest.mark.slow
 def test_counts_on_the_device_train_the_same_model(simulated, build, quiet):
     weights = []
     for on_device in (False, True):
@@ -85,13 +80,7 @@ def test_counts_on_the_device_train_the_same_model(simulated, build, quiet):
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
-def test_watch_names_stage_epoch_and_quantity():
-    watch = FiniteWatch("stage 1 (VAE)", "negative ELBO", "vae_plan_kwargs", 0.1)
-    watch(torch.tensor(2.0), 3, last=False)
-    with pytest.raises(FloatingPointError, match=r"stage 1 \(VAE\) diverged in epoch 4: the negative ELBO is nan"):
-        watch(torch.tensor(float("nan")), 4, last=False)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [1e-3, 0.5, 1e6])
 def test_gradients_are_clipped_to_the_norm_asked_for(simulated, build, quiet, clip):
     norms = []
@@ -106,5 +95,6 @@ def test_gradients_are_clipped_to_the_norm_asked_for(simulated, build, quiet, cl
             norms.append((plan.before, torch.nn.utils.get_total_norm(grads).item()))
 
     build(simulated).train_vae(1, batch_size=64, gradient_clip_val=clip, callbacks=[Norm()], **quiet)
+    assert len(norms) == 4  # one for every batch of 64 among 270 cells
     for before, after in norms:
         assert after == pytest.approx(min(before, clip), rel=1e-4)

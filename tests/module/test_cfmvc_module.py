@@ -6,11 +6,9 @@ import torch
 from scvi import REGISTRY_KEYS
 
 from cfmvc_scvi._types import FlowContext
-from cfmvc_scvi.flow import get_solver
 from cfmvc_scvi.module import CFMVCModule
 
 N, N_GENES, N_BATCH, N_LABELS, N_PERTURBATION = 12, 20, 2, 3, 4
-SOLVERS = ("euler", "midpoint", "rk4", "adaptive")
 
 
 def make(**kwargs) -> CFMVCModule:
@@ -100,75 +98,11 @@ def test_flow_loss_is_the_squared_error_of_the_velocity():
 # ---- transport ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("flow_source", ["control", "noise"])
-@pytest.mark.parametrize("labels", [False, True])
-def test_control_comes_back_to_the_bit(flow_source, solver, labels):
-    module = randomised(flow_source=flow_source, labels_in_effect=labels, labels_in_context=labels)
-    z, p, context = cells()
-    assert torch.equal(module.transport(z, torch.zeros_like(p), context, get_solver(solver)), z)
-    assert (module.transport(z, p, context, get_solver(solver)) - z).abs().min(dim=0).values.max() > 0
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("flow_source", ["control", "noise"])
-def test_control_among_perturbed_cells_comes_back_to_the_bit(flow_source, solver):
-    module = randomised(0.3, flow_source=flow_source)
-    z, p, context = cells()
-    p[::2] = 0
-    moved = module.transport(z, p, context, get_solver(solver))
-    assert torch.equal(moved[::2], z[::2])
-    assert not torch.isclose(moved[1::2], z[1::2]).any()
-
-
 def test_coefficients_of_control_are_zero():
     module = randomised(labels_in_effect=True)
     labels = torch.arange(N_LABELS)
     assert torch.equal(module.coefficients(torch.zeros(N_LABELS, N_PERTURBATION), labels), torch.zeros(N_LABELS, 4))
     assert module.coefficients(torch.ones(N_LABELS, N_PERTURBATION), labels).abs().min() > 0
-
-
-def test_constant_effect_moves_every_cell_by_it():
-    """Before training the field is the constant alpha u, so the cell moves by it in the latent's own units."""
-    module = make()
-    module.flow_scale.fill_(2.5)
-    z, p, context = cells()
-    step = 2.5 * module.coefficients(p, context.labels) @ module.flow_field.direction
-    for solver in SOLVERS:
-        torch.testing.assert_close(module.transport(z, p, context, get_solver(solver)), z + step, rtol=1e-4, atol=1e-4)
-
-
-def test_transport_leaves_no_graph():
-    module = randomised()
-    z, p, context = cells()
-    assert not module.transport(z, p, context, get_solver("euler")).requires_grad
-
-
-def test_push_forward_and_transport_agree_on_the_source():
-    """From the cell itself, the end point of the flow less that of the base flow is what transport adds."""
-    module = randomised()
-    z, p, context = cells()
-    solver, start = get_solver("rk4"), module.standardize(z)
-    ends = [module.push_forward(start, v, context, solver) for v in (p, torch.zeros_like(p))]
-    torch.testing.assert_close(module.transport(z, p, context, solver), z + ends[0] - ends[1], rtol=1e-4, atol=1e-5)
-
-
-def test_noise_source_goes_back_to_the_noise_of_the_cell():
-    """A cell that the base flow makes from some noise becomes what the perturbed flow makes from it."""
-    module = randomised(flow_source="noise")
-    noise, p, context = cells()
-    solver = get_solver("rk4", 40)
-    z, expected = (module.push_forward(noise, v, context, solver) for v in (torch.zeros_like(p), p))
-    torch.testing.assert_close(module.transport(z, p, context, solver), expected, rtol=1e-4, atol=1e-4)
-    module.flow_source = "control"
-    assert not torch.allclose(module.transport(z, p, context, solver), expected, rtol=1e-3, atol=1e-3)
-
-
-def test_standardisation_round_trip():
-    module = randomised()
-    z = cells()[0]
-    torch.testing.assert_close(module.unstandardize(module.standardize(z)), z)
-    assert not torch.allclose(module.standardize(z), z)
 
 
 @pytest.mark.parametrize("labels_in_context", [False, True])
@@ -249,7 +183,12 @@ def test_forward_with_further_covariates():
         REGISTRY_KEYS.CAT_COVS_KEY: torch.stack([torch.randint(0, 2, (N,)), torch.randint(0, 3, (N,))], dim=1),
         REGISTRY_KEYS.CONT_COVS_KEY: torch.randn(N, 2),
     }
-    assert torch.isfinite(module(tensors(**extra))[2].loss)
+    means, others = [], {"continuous": extra | {REGISTRY_KEYS.CONT_COVS_KEY: extra[REGISTRY_KEYS.CONT_COVS_KEY] + 1}}
+    others["categorical"] = extra | {REGISTRY_KEYS.CAT_COVS_KEY: 1 - extra[REGISTRY_KEYS.CAT_COVS_KEY] % 2}
+    for given in (extra, *others.values()):
+        means.append(module(tensors(**given), compute_loss=False)[0]["qz"].loc)
+    for name, changed in zip(others, means[1:], strict=True):
+        assert (changed != means[0]).any(dim=1).all(), f"{name} covariates are ignored"
 
 
 def test_loss_is_the_weighted_bound():
@@ -309,15 +248,16 @@ def test_likelihood_is_float32_under_bfloat16():
     assert generative["log_mean"].dtype == torch.float32
     assert loss.reconstruction_loss["reconstruction_loss"].dtype == torch.float32
     torch.manual_seed(0)
-    assert torch.isfinite(loss.loss)
+    exact = make()(tensors())[2].loss
+    torch.testing.assert_close(loss.loss, exact, rtol=0.05, atol=0.0)
 
 
 def test_integer_counts_are_accepted():
-    data = tensors()
-    data[REGISTRY_KEYS.X_KEY] = data[REGISTRY_KEYS.X_KEY].int()
-    torch.manual_seed(3)
-    module = make()
-    assert torch.isfinite(module(data)[2].loss)
+    module, losses = make(), []
+    for data in (tensors(), tensors(**{REGISTRY_KEYS.X_KEY: tensors()[REGISTRY_KEYS.X_KEY].int()})):
+        torch.manual_seed(3)
+        losses.append(module(data)[2].loss)
+    assert torch.equal(*losses)
 
 
 def test_sample_draws_counts():

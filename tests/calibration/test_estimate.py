@@ -1,0 +1,93 @@
+"""Estimators of the mean effect: those that are there, and one that a user adds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cfmvc_scvi import CFMVC
+from cfmvc_scvi.calibration.estimate import ESTIMATORS, EffectEstimator, EffectQuery, get_estimator, register_estimator
+from cfmvc_scvi.prediction.request import default_solver
+
+LATENT, PROCESS = np.array([1.0, -2.0, 0.0]), np.array([3.0, 2.0, 0.5])
+
+
+class ShiftEstimator(EffectEstimator):
+    """Whatever is done to whatever cells: the mean of all observed effects."""
+
+    name = "shift"
+
+    def __init__(self, mean: np.ndarray) -> None:
+        self.mean = mean
+
+    @classmethod
+    def fit(cls, effects, profiles):
+        return cls(effects.effect.mean(axis=0))
+
+    def estimate(self, query):
+        return self.mean
+
+    def to_saved(self):
+        return {"mean": self.mean}
+
+
+@pytest.fixture
+def shift():
+    register_estimator(ShiftEstimator)
+    yield ShiftEstimator
+    del ESTIMATORS["shift"]
+
+
+def query(process: np.ndarray | None) -> EffectQuery:
+    return EffectQuery(np.eye(2), 0, LATENT, process)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("latent", LATENT), ("process", PROCESS), ("average", [2.0, 0.0, 0.25])]
+)
+def test_what_each_says(name, expected):
+    estimator = get_estimator(name).fit(None, None)
+    np.testing.assert_array_equal(estimator.estimate(query(PROCESS)), expected)
+    again = get_estimator(name).from_saved(estimator.to_saved())
+    np.testing.assert_array_equal(again.estimate(query(PROCESS)), expected)
+
+
+@pytest.mark.parametrize("name", ["latent", "process", "average"])
+def test_without_populations_the_latent_path_is_all_there_is(name):
+    np.testing.assert_array_equal(get_estimator(name)().estimate(query(None)), LATENT)
+
+
+def test_unknown_names_list_those_that_are_known():
+    with pytest.raises(ValueError, match=r"'mode'.*\['average', 'latent', 'process'\]"):
+        get_estimator("mode")
+
+
+def test_registering_decorates(shift):
+    assert register_estimator(shift) is shift and get_estimator("shift") is shift
+
+
+def test_an_estimator_that_is_added_calibrates_and_is_saved(trained, shift, tmp_path):
+    """The mean effect is then the same for all perturbations and cell types, and predictions move by it."""
+    observed = trained.calibration_.state.profiles
+    trained.calibrate("shift")
+    try:
+        calibration = trained.calibration_
+        mean, solver = calibration.state.estimator.mean, default_solver()
+        for name in ("P1", "P1+P2+P3"):
+            effects = calibration.mean_effects(trained.vocabulary.parse(name), [0, 1], solver)
+            np.testing.assert_allclose(effects, np.maximum(mean, -calibration.state.profiles), atol=1e-6)
+        lognorm = {
+            name: trained.predict_perturbation(perturbation=name, return_type="lognorm").X.mean(axis=0)
+            for name in ("control", "P1", "P2")
+        }
+        change = lognorm["P1"] - lognorm["control"]
+        assert np.abs(mean).mean() > 0.02 and np.corrcoef(change, mean)[0, 1] > 0.9
+        np.testing.assert_allclose(change, lognorm["P2"] - lognorm["control"], atol=0.05)
+        trained.save(tmp_path / "model")
+        loaded = CFMVC.load(tmp_path / "model", adata=trained.adata)
+        np.testing.assert_array_equal(loaded.calibration_.state.estimator.mean, mean)
+        expected = trained.predict_perturbation(perturbation="P1").X
+        np.testing.assert_array_equal(loaded.predict_perturbation(perturbation="P1").X, expected)
+    finally:
+        trained.calibrate()
+    np.testing.assert_array_equal(trained.calibration_.state.profiles, observed)

@@ -1,0 +1,47 @@
+"""The class that users call: what it makes of its arguments, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from cfmvc_scvi import CFMVC
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"flow_source": "cell"}, "`flow_source` 'cell': choose 'control' or 'noise'"),
+        ({"coupling": "best"}, "`coupling` 'best': choose 'ot' or 'independent'"),
+        ({"gene_likelihood": "zinb"}, r"`gene_likelihood` 'zinb': choose one of \['nb'\]"),
+    ],
+)
+def test_arguments_that_are_refused(simulated, build, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        build(simulated, **arguments)
+
+
+def test_networks_have_the_sizes_of_the_data(simulated, build):
+    simulated.obs["donor"] = ["a", "b", "c"] * 100
+    simulated.obs["age"] = 1.0
+    setup = {
+        "categorical_covariate_keys": ["donor"],
+        "continuous_covariate_keys": ["age"],
+        "combination_delimiter": "+",
+    }
+    module = build(simulated, setup, n_latent=7).module
+    assert (module.decoder.output.out_features, module.n_latent, module.n_latent_technical) == (60, 7, 3)
+    assert len(module.tech_prior_mean.weight) == 2
+    bare = build(simulated.copy(), {"combination_delimiter": "+"}, n_latent=7).module
+    assert sum(p.numel() for p in module.parameters()) > sum(p.numel() for p in bare.parameters())
+
+
+def test_the_representation_says_what_was_chosen(simulated, build, capsys):
+    repr(build(simulated, coupling="independent", flow_source="noise"))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "n_latent: 6" in printed and "coupling: independent" in printed and "flow_source: noise" in printed
+    assert "perturbations: 3" in printed
+
+
+def test_data_that_are_not_set_up_are_refused(simulated):
+    with pytest.raises(ValueError, match="setup_anndata"):
+        CFMVC(simulated)
