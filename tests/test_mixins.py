@@ -65,7 +65,7 @@ def test_a_missing_declaration_is_found():
 
 
 def test_no_base_calls_its_child():
-    """A base reads nothing that only a subclass defines; with that, mixins that need each other cannot form a circle."""
+    """A base reads nothing that only a subclass defines; so mixins that need each other cannot form a circle."""
     for kind in MIXINS:
         below = {name for child in MIXINS if issubclass(child, kind) and child is not kind for name in vars(child)}
         needed = {name for name, _ in own_attributes(kind)} & below

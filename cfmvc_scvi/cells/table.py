@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cfmvc_scvi._constants import CFMVC_KEYS
 from cfmvc_scvi._sparse import SparseRows
-from cfmvc_scvi._types import CountBatch, FlowContext
+from cfmvc_scvi._types import CountBatch, FlowContext, obs_of
 from cfmvc_scvi.registration.checks import check_finite_column, check_unique_genes
 from cfmvc_scvi.registration.counts import check_counts
 from cfmvc_scvi.registration.keys import SetupKeys, counts_matrix, counts_name
@@ -99,7 +99,7 @@ class CellTable:
 
 def canonical(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     """Counts in float32, every entry once and in order; the matrix itself where it is that."""
-    counts = counts.astype(np.float32, copy=False)
+    counts = cast(sparse.csr_matrix, counts.astype(np.float32, copy=False))
     if not counts.has_canonical_format:
         counts = counts.copy()  # its memory may be that of the user's matrix
         counts.sum_duplicates()
@@ -201,10 +201,11 @@ class CellReader:
         return matrix[:, columns]
 
     def _annotations(self, adata: AnnData, rows: np.ndarray | None) -> _Annotations:
-        spatial = adata.obsm[self.keys.spatial_key] if self.keys.spatial_key in adata.obsm else None
+        key = self.keys.spatial_key
+        spatial = adata.obsm[key] if key is not None and key in adata.obsm else None
         if rows is None:
-            return _Annotations(adata.obs, spatial)
-        return _Annotations(adata.obs.iloc[rows], None if spatial is None else np.asarray(spatial)[rows])
+            return _Annotations(obs_of(adata), spatial)
+        return _Annotations(obs_of(adata).iloc[rows], None if spatial is None else np.asarray(spatial)[rows])
 
     def _context(self, cells: _Annotations, batch: str | None, allow_unknown: bool) -> FlowContext:
         labels = self._codes(cells, self.keys.labels_key, self._labels, "cell type", allow_unknown=allow_unknown)
@@ -247,7 +248,7 @@ class CellReader:
                 f"The model needs the {what} of every cell, but {key!r} is not in adata.obs. There is: "
                 f"{list(cells.obs.columns)}. Add the column, with levels of {names[:20]}.{_nearest_hint(what)}"
             )
-        found = pd.Index(names).get_indexer(values)
+        found = pd.Index(names).get_indexer(pd.Index(values))
         unknown = sorted(set(values[found < 0]))
         if unknown and not allow_unknown:
             raise ValueError(unknown_level_message(what, f"adata.obs[{key!r}]", unknown, names))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, cast
 
 import torch
 from torch import Tensor
@@ -140,9 +140,10 @@ class Adaptive(Solver):
             return out
 
         times = torch.tensor([t0, t1], dtype=z.dtype, device=z.device)
-        out = odeint(checked, z, times, rtol=self.rtol, atol=self.atol, method="dopri5")
-        check_finite(out[-1], t1, "the adaptive solver")
-        return out[-1]
+        path = odeint(checked, z, times, rtol=self.rtol, atol=self.atol, method="dopri5")
+        end = cast(Tensor, path)[-1]  # a tuple of tensors for a tuple of points alone
+        check_finite(end, t1, "the adaptive solver")
+        return end
 
 
 def check_finite(z: Tensor, t: float, where: str) -> None:
@@ -158,7 +159,7 @@ def check_finite(z: Tensor, t: float, where: str) -> None:
     )
 
 
-SOLVERS: Final[dict[str, type[Solver]]] = {
+SOLVERS: Final[dict[str, Callable[..., Solver]]] = {
     "euler": Euler,
     "midpoint": Midpoint,
     "rk4": RK4,

@@ -1,8 +1,12 @@
 """The module: networks of both stages and their losses."""
 
+# scvi-tools declares the methods of a module without the types of what they return
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from scvi import REGISTRY_KEYS
@@ -60,6 +64,9 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
     energy_weight
         Weight of the energy distance between one-step end points and targets in stage 2.
     """
+
+    spatial_center: Tensor
+    spatial_scale: Tensor
 
     def __init__(
         self,
@@ -133,7 +140,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
 
     # ---- stage 1 --------------------------------------------------------------------------------------------
 
-    def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs) -> dict[str, Tensor | None]:
+    def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor | FlowContext | None]:
         further = tensors.get(REGISTRY_KEYS.CAT_COVS_KEY)
         context = FlowContext(
             batch=tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1).long(),
@@ -355,4 +362,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
 
 def _normals(q: Posterior) -> tuple[Normal, Normal]:
     """Both latents; not validated: a diverged stage 1 shows in its loss, which is reported with a remedy."""
-    return tuple(Normal(mean, (0.5 * logvar).exp(), validate_args=False) for mean, logvar in (q.intrinsic, q.technical))
+    intrinsic, technical = (
+        Normal(mean, (0.5 * logvar).exp(), validate_args=False) for mean, logvar in (q.intrinsic, q.technical)
+    )
+    return intrinsic, technical

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from cfmvc_scvi._types import FlowContext
 from cfmvc_scvi.flow import Solver
 from cfmvc_scvi.flow.solver import Velocity
+from cfmvc_scvi.nn import FlowField
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,18 @@ class BaseFlow:
 
 
 class TransportMixin:
-    """Transport of :class:`~cfmvc_scvi.CFMVCModule`."""
+    """Transport of :class:`~cfmvc_scvi.CFMVCModule`, which has the networks that are named here."""
+
+    flow_field: FlowField
+    flow_source: str
+    flow_center: Tensor
+    flow_scale: Tensor
+
+    if TYPE_CHECKING:
+
+        def encode_context(self, context: FlowContext) -> Tensor: ...  # noqa: D102
+
+        def coefficients(self, p: Tensor, labels: Tensor) -> Tensor: ...  # noqa: D102
 
     def standardize(self, z: Tensor) -> Tensor:
         """Latents in the flow's units: centred, with one common scale."""

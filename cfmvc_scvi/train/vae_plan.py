@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from scvi.train import TrainingPlan
@@ -32,6 +33,7 @@ class VAETrainingPlan(LeanSteps, TrainingPlan):
         steps are taken.
     """
 
+    module: CFMVCModule
     #: When the factor of the KL terms was worked out, and what it was.
     _kl: tuple[Any, float] = (None, 0.0)
 
@@ -47,7 +49,12 @@ class VAETrainingPlan(LeanSteps, TrainingPlan):
     ) -> None:
         reject_unknown("vae_plan_kwargs", kwargs, TrainingPlan.__init__)
         super().__init__(
-            module, lr=lr, weight_decay=weight_decay, eps=eps, n_epochs_kl_warmup=n_epochs_kl_warmup, **kwargs
+            module,
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=eps,
+            n_epochs_kl_warmup=cast(int, n_epochs_kl_warmup),  # None is understood, but not annotated
+            **kwargs,
         )
         self._by_scvi = bool(kwargs.get("compile") or kwargs.get("on_step"))
         self._sums = EpochSums()
@@ -115,7 +122,9 @@ class VAETrainingPlan(LeanSteps, TrainingPlan):
         set_modes(trained=self.module.vae_parts, frozen=self.module.flow_parts)
         return super().configure_optimizers()
 
-    def _optimizer_creator_fn(self, optimizer_cls: type[torch.optim.Optimizer]) -> Any:
+    def _optimizer_creator_fn(  # pyright: ignore[reportIncompatibleMethodOverride]  # annotated as an object there
+        self, optimizer_cls: type[torch.optim.Optimizer]
+    ) -> Callable[..., torch.optim.Optimizer]:
         return lambda parameters: self.lean_optimizer(
             optimizer_cls, parameters, lr=self.lr, eps=self.eps, weight_decay=self.weight_decay
         )
@@ -127,8 +136,8 @@ class VAETrainingPlan(LeanSteps, TrainingPlan):
             self._sums = EpochSums()
 
     def _log_sums(self, sums: EpochSums, mode: str) -> None:
-        loss, reconstruction, *each_kl = sums.means().unbind()
-        kl = sum(each_kl)
+        loss, reconstruction, kl_intrinsic, kl_technical = sums.means().unbind()
+        kl = kl_intrinsic + kl_technical
         named = {
             f"elbo_{mode}": reconstruction + kl,
             f"reconstruction_loss_{mode}": reconstruction,
