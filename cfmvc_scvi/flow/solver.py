@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 #: A velocity field: points (n, d) and a scalar time to velocities (n, d).
@@ -25,7 +26,9 @@ class Solver(ABC):
         return type(self).__name__, getattr(self, "n_steps", None)
 
     @abstractmethod
-    def integrate(self, velocity: Velocity, z: Tensor, t0: float = 0.0, t1: float = 1.0) -> Tensor:
+    def integrate(
+        self, velocity: Velocity, z: Float[Tensor, "n d"], t0: float = 0.0, t1: float = 1.0
+    ) -> Float[Tensor, "n d"]:
         """Solution at ``t1`` of the points ``z`` (n, d) at ``t0``.
 
         Raises
@@ -44,7 +47,9 @@ class FixedStepSolver(Solver):
             raise ValueError(f"`n_steps` is {n_steps}; a solver needs at least 1 step.")
         self.n_steps = n_steps
 
-    def integrate(self, velocity: Velocity, z: Tensor, t0: float = 0.0, t1: float = 1.0) -> Tensor:
+    def integrate(
+        self, velocity: Velocity, z: Float[Tensor, "n d"], t0: float = 0.0, t1: float = 1.0
+    ) -> Float[Tensor, "n d"]:
         """See :meth:`Solver.integrate`."""
         width = (t1 - t0) / self.n_steps
         earlier: list[Tensor] = []
@@ -58,8 +63,13 @@ class FixedStepSolver(Solver):
 
     @abstractmethod
     def increment(
-        self, velocity: Velocity, z: Tensor, t: float, width: float, earlier: Sequence[Tensor] = ()
-    ) -> Tensor:
+        self,
+        velocity: Velocity,
+        z: Float[Tensor, "n d"],
+        t: float,
+        width: float,
+        earlier: Sequence[Float[Tensor, "n d"]] = (),
+    ) -> Float[Tensor, "n d"]:
         """Average velocity of one step of ``width`` from ``(z, t)``; ``earlier``: of the two before, last first."""
 
 
@@ -69,8 +79,13 @@ class Euler(FixedStepSolver):
     order = 1
 
     def increment(
-        self, velocity: Velocity, z: Tensor, t: float, width: float, earlier: Sequence[Tensor] = ()
-    ) -> Tensor:
+        self,
+        velocity: Velocity,
+        z: Float[Tensor, "n d"],
+        t: float,
+        width: float,
+        earlier: Sequence[Float[Tensor, "n d"]] = (),
+    ) -> Float[Tensor, "n d"]:
         """See :meth:`FixedStepSolver.increment`."""
         return velocity(z, t)
 
@@ -86,8 +101,13 @@ class Midpoint(FixedStepSolver):
     order = 2
 
     def increment(
-        self, velocity: Velocity, z: Tensor, t: float, width: float, earlier: Sequence[Tensor] = ()
-    ) -> Tensor:
+        self,
+        velocity: Velocity,
+        z: Float[Tensor, "n d"],
+        t: float,
+        width: float,
+        earlier: Sequence[Float[Tensor, "n d"]] = (),
+    ) -> Float[Tensor, "n d"]:
         """See :meth:`FixedStepSolver.increment`."""
         match len(earlier):
             case 0:
@@ -105,8 +125,13 @@ class RK4(FixedStepSolver):
     order = 4
 
     def increment(
-        self, velocity: Velocity, z: Tensor, t: float, width: float, earlier: Sequence[Tensor] = ()
-    ) -> Tensor:
+        self,
+        velocity: Velocity,
+        z: Float[Tensor, "n d"],
+        t: float,
+        width: float,
+        earlier: Sequence[Float[Tensor, "n d"]] = (),
+    ) -> Float[Tensor, "n d"]:
         """See :meth:`FixedStepSolver.increment`."""
         k1 = velocity(z, t)
         k2 = velocity(z + 0.5 * width * k1, t + 0.5 * width)
@@ -130,7 +155,9 @@ class Adaptive(Solver):
         self.rtol = rtol
         self.atol = atol
 
-    def integrate(self, velocity: Velocity, z: Tensor, t0: float = 0.0, t1: float = 1.0) -> Tensor:
+    def integrate(
+        self, velocity: Velocity, z: Float[Tensor, "n d"], t0: float = 0.0, t1: float = 1.0
+    ) -> Float[Tensor, "n d"]:
         """See :meth:`Solver.integrate`."""
         from torchdiffeq import odeint
 

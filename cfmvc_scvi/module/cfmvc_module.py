@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import Tensor, nn
@@ -302,12 +303,19 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
             spatial = (spatial - self.spatial_center) / self.spatial_scale
         return self.context_encoder(codes, context.continuous, spatial)
 
-    def coefficients(self, p: Tensor, labels: Tensor) -> Tensor:
+    def coefficients(
+        self, p: Float[Tensor, "n n_perturbation"], labels: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n n_basis"]:
         """Effect coefficients alpha (n, n_basis); exactly zero where p is."""
         return self.adapter(p, labels)
 
     def velocity(
-        self, z: Tensor, t: Tensor, context: FlowContext, p: Tensor, condition: Tensor | None = None
+        self,
+        z: Float[Tensor, "n n_latent"],
+        t: Float[Tensor, " n"],
+        context: FlowContext,
+        p: Float[Tensor, "n n_perturbation"],
+        condition: Int[Tensor, " n"] | None = None,
     ) -> VelocityParts:
         """Velocity at standardised latents ``z`` (n, n_latent) and times ``t`` (n,).
 
@@ -324,8 +332,14 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         return self.flow_field(z, t, encoded, self.coefficients(p, context.labels))
 
     def flow_loss(
-        self, z0: Tensor, z1: Tensor, t: Tensor, context: FlowContext, p: Tensor, condition: Tensor | None = None
-    ) -> Tensor:
+        self,
+        z0: Float[Tensor, "n n_latent"],
+        z1: Float[Tensor, "n n_latent"],
+        t: Float[Tensor, " n"],
+        context: FlowContext,
+        p: Float[Tensor, "n n_perturbation"],
+        condition: Int[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, ""]:
         """Mean squared error of the velocity per latent dimension; all points standardised.
 
         Parameters
