@@ -2,7 +2,8 @@
 #   make demo            train on simulated cells, predict, draw                -> demo_output/
 #   make test            all tests, against the installed package
 #   make test-fast       the same without those marked slow
-#   make lint            ruff: rules and format; codespell: spelling
+#   make lint            ruff: rules and format; codespell: spelling; then make types
+#   make types           pyright over the package
 #   make docs            HTML pages, warnings are errors                        -> docs/_build/html
 #   make bench-quality   quality of the predictions beside the baselines
 #   make bench-robustness  odd input, interruptions, precision, memory: what happens
@@ -40,7 +41,7 @@ BENCH_READY := $(VENV)/.bench-ready
 # Directories too: they change when a file is removed.
 SOURCES := $(shell find cfmvc_scvi -not -name '*.pyc' -not -name __pycache__)
 
-.PHONY: env demo test test-fast lint docs bench-quality bench-robustness bench-speed clean distclean
+.PHONY: env demo test test-fast lint types docs bench-quality bench-robustness bench-speed clean distclean
 
 env: $(PACKAGE_READY)
 
@@ -84,6 +85,10 @@ lint: $(ENV_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+	$(MAKE) --no-print-directory types
+
+types: $(ENV_READY)
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 docs: $(PACKAGE_READY) $(DOCS_READY)
 	rm -rf docs/_build docs/generated docs/tutorials

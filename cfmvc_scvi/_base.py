@@ -6,9 +6,10 @@ import functools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, TypeAlias, cast
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS, settings
@@ -25,6 +26,8 @@ from cfmvc_scvi.registration.keys import SetupKeys
 from cfmvc_scvi.registration.registration import CellConditions
 from cfmvc_scvi.registration.vocabulary import PerturbationVocabulary
 
+#: Members and doses that identify a condition.
+ConditionKey: TypeAlias = tuple[tuple[str, ...], tuple[float, ...]]
 #: State of a model beside the weights of its networks, with its values before training. It is saved with the model and,
 #: but for the calibration, with every checkpoint. Names end with an underscore, as scvi-tools asks of what is saved.
 STATE: Final[dict[str, Any]] = {
@@ -70,11 +73,12 @@ class ModelBase(BaseModelClass):
     coupling: Literal["ot", "independent"]
     is_vae_trained_: bool
     is_flow_trained_: bool
-    trained_conditions_: list[tuple[tuple[tuple[str, ...], tuple[float, ...]], int]] | None
+    trained_conditions_: list[tuple[ConditionKey, int]] | None
     split_: list[np.ndarray] | None
     dose_response_: dict[str, dict[str, float]] | None
     calibration_: Calibration | None
     init_params_: dict[str, Any]
+    history_: dict[str, pd.DataFrame] | None
 
     def __init__(self, adata: AnnData | None = None, registry: dict | None = None) -> None:
         super().__init__(adata, registry)
@@ -112,6 +116,11 @@ class ModelBase(BaseModelClass):
     def _field_registries(self) -> dict[str, Any]:
         return self.registry["field_registries"]
 
+    @property
+    def _var_names(self) -> Sequence[str]:
+        """Genes; scvi-tools' own method is annotated for MuData alone."""
+        return cast(Sequence[str], self.get_var_names())
+
     def _conditions_of(self, adata: AnnData) -> CellConditions:
         """Condition of every cell of an AnnData."""
         return CellConditions.of(adata, self.setup_keys, self.vocabulary)
@@ -120,24 +129,23 @@ class ModelBase(BaseModelClass):
 
     @cached_property
     def _reader(self) -> CellReader:
-        return CellReader(self._field_registries, self.get_var_names(), self.setup_keys)
+        return CellReader(self._field_registries, self._var_names, self.setup_keys)
 
     def _cells(
         self,
         adata: AnnData | None,
-        indices: Sequence[int] | None = None,
+        indices: Sequence[int] | np.ndarray | None = None,
         batch: str | None = None,
         *,
         allow_unknown: bool = False,
     ) -> CellTable:
         """Cells as the networks read them; nothing is written into the AnnData."""
         if adata is None:
-            self._require_adata("use its cells")
-            adata = self.adata
+            adata = self._require_adata("use its cells")
         read = functools.partial(self._reader.read, adata, batch=batch, allow_unknown=allow_unknown)
         rows = None if indices is None else as_rows(indices, adata.n_obs)
         # no counts at all would be refused: where no cell is asked for, all are checked
-        cells = read(rows=rows) if rows is None or len(rows) else read().take(rows)
+        cells = read().take(rows) if rows is not None and not len(rows) else read(rows=rows)
         if adata is not self.adata:
             _warn_of_empty_cells(cells)
         return cells
@@ -161,13 +169,15 @@ class ModelBase(BaseModelClass):
     # ---- the split and the seed -------------------------------------------------------------------------------
 
     @property
-    def _split(self) -> CellSplit | None:
-        return None if self.split_ is None else CellSplit(*self.split_)
+    def _split(self) -> CellSplit:
+        """Rows of training, validation and test cells of a model whose stage 1 has begun."""
+        assert self.split_ is not None
+        return CellSplit(*self.split_)
 
     @property
     def _fitted_rows(self) -> np.ndarray:
         """Rows of the training and validation cells."""
-        return np.sort(np.concatenate(self.split_[:2]))
+        return np.sort(np.concatenate([self._split.train, self._split.validation]))
 
     @property
     def _seed(self) -> int:
@@ -175,9 +185,16 @@ class ModelBase(BaseModelClass):
 
     # ---- what a call needs ------------------------------------------------------------------------------------
 
-    def _require_adata(self, task: str) -> None:
-        if self.adata is None:
+    @property
+    def _registered(self) -> AnnData | None:
+        """The registered data; scvi-tools' property may hold MuData, which this model does not register."""
+        return cast("AnnData | None", self.adata)
+
+    def _require_adata(self, task: str) -> AnnData:
+        """The registered data."""
+        if self._registered is None:
             raise RuntimeError(f"This model was loaded without data: load it with `adata=` to {task}.")
+        return self._registered
 
     def _require_vae(self, task: str) -> None:
         if not self.is_vae_trained_:
@@ -187,6 +204,18 @@ class ModelBase(BaseModelClass):
         if not self.is_flow_trained_:
             first = "`model.train_flow()`" if self.is_vae_trained_ else "`model.train()`"
             raise RuntimeError(f"The flow is not trained, so the model cannot {task}: call {first}.")
+
+    @property
+    def _calibration(self) -> Calibration:
+        """The calibration of a model whose flow is trained."""
+        assert self.calibration_ is not None
+        return self.calibration_
+
+    @property
+    def _conditions_of_training(self) -> list[tuple[ConditionKey, int]]:
+        """:attr:`trained_conditions_` of a model whose flow is trained."""
+        assert self.trained_conditions_ is not None
+        return self.trained_conditions_
 
     # ---- the state as a whole ---------------------------------------------------------------------------------
 
@@ -202,7 +231,7 @@ class ModelBase(BaseModelClass):
         vars(self).update(state)
 
 
-def as_rows(indices: Sequence[int], n_cells: int) -> np.ndarray:
+def as_rows(indices: Sequence[int] | np.ndarray, n_cells: int) -> np.ndarray:
     """Integer rows of indices or of a boolean mask.
 
     Raises

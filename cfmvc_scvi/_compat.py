@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, cast
 
 import rich.pretty  # noqa: F401  # scvi-tools' view_anndata_setup() uses it without importing it
 import torch
@@ -16,8 +16,9 @@ __all__ = ["MODULE_KEYS", "forget_registered", "parse_device", "read_pickled_mod
 
 def parse_device(accelerator: str, device: int | str) -> torch.device:
     """The one device that scvi-tools chooses for these arguments."""
-    *_, chosen = parse_device_args(
-        accelerator=accelerator, devices=device, return_device="torch", validate_single_device=True
+    *_, chosen = cast(
+        tuple,
+        parse_device_args(accelerator=accelerator, devices=device, return_device="torch", validate_single_device=True),
     )
     return chosen
 

@@ -61,13 +61,10 @@ CONTROL_NAMES: Final[tuple[str, ...]] = (
 #: What a cell without any perturbation is called where perturbations are given as a presence matrix.
 NO_PERTURBATION: Final = "control"
 
-#: Counts per this many counts of the cell, before log1p: the unit of expression everywhere in this package.
-CP10K: Final = 1e4
-
-#: Log-variances of both latents are kept inside these bounds (the reference's own).
+#: Bounds of the log-variances of both latents; values beyond them are set to the bound.
 LOGVAR_BOUNDS: Final[tuple[float, float]] = (-10.0, 10.0)
 
-#: Counts above this one are few: the likelihood takes gamma functions for them, and sums over genes for the others.
+#: Few counts are larger: for these the loss computes gamma functions, for smaller ones it counts how often each occurs.
 LARGE_COUNT: Final = 16
 
 #: Counts per 10,000: every cell's counts are divided by its library size and multiplied by this number before log1p.

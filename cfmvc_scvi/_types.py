@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import cast
 
 import numpy as np
+import pandas as pd
 import torch
+from anndata import AnnData
 from torch import Tensor
 
 from cfmvc_scvi._constants import CP10K
@@ -62,8 +65,8 @@ class FlowContext:
         return replace(self, batch=torch.full_like(self.batch, code))
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> FlowContext:
-        values = (getattr(self, field.name) for field in fields(self))
-        return FlowContext(*(None if value is None else function(value) for value in values))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: function(value) for name, value in values.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,8 @@ class FlowBatch:
 
     def to(self, device: torch.device | str) -> FlowBatch:
         """The same on another device."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return FlowBatch(*(None if value is None else value.to(device) for value in values))
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value.to(device) for name, value in values.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -161,3 +164,8 @@ class CountBatch:
 def at_least_float32(x: Tensor) -> Tensor:
     """The same in float32, or in float64 where it is that already."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def obs_of(adata: AnnData) -> pd.DataFrame:
+    """Annotations of the cells. Of data that are read lazily they are of another class, which is not registered."""
+    return cast(pd.DataFrame, adata.obs)

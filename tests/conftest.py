@@ -13,10 +13,15 @@ from types import ModuleType
 import pytest
 import scvi
 from anndata import AnnData
+from jaxtyping import install_import_hook
 
-from cfmvc_scvi import CFMVC, data
-from cfmvc_scvi.data.datasets import DATASETS
-from cfmvc_scvi.model import training
+#: Rooms whose signatures are checked at every call, shapes included, while the tests run.
+CHECKED = ("flow", "nn", "module", "likelihood", "calibration")
+install_import_hook([f"cfmvc_scvi.{room}" for room in CHECKED], "beartype.beartype")
+
+from cfmvc_scvi import CFMVC, data  # noqa: E402  # what is imported before is not checked
+from cfmvc_scvi.data.datasets import DATASETS  # noqa: E402
+from cfmvc_scvi.model import training  # noqa: E402
 
 #: Networks small enough for a test.
 SMALL = {"n_latent": 6, "n_latent_technical": 3, "n_hidden": 16, "n_basis": 4, "n_hidden_flow": 16}

@@ -130,8 +130,8 @@ class EffectGP:
         def objective(values: np.ndarray) -> tuple[float, np.ndarray]:
             theta = torch.tensor(values, dtype=torch.float64, requires_grad=True)
             loss = _negative_log_likelihood(theta, *terms)
-            loss.backward()
-            return float(loss.detach()), theta.grad.numpy()
+            (gradient,) = torch.autograd.grad(loss, theta)
+            return float(loss.detach()), gradient.numpy()
 
         bounds = [_BOUNDS] * len(_START) + [(-1.0, 0.5)]
         found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 60})

@@ -131,10 +131,10 @@ class PairLoader:
         return rows, z0, z1
 
     def _start(self, z1: Tensor, sources: np.ndarray | None, rng: Generator, noise: torch.Generator) -> Tensor:
-        if self.source == "control" and sources is None:
-            return z1
         if self.source == "noise":
             z0 = torch.randn(z1.shape, generator=noise)
+        elif sources is None:
+            return z1
         else:
             z0 = self.data.draw(sources, noise)
         return z0[torch.as_tensor(self.coupling.pair(z0.numpy(), z1.numpy(), rng))]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cfmvc_scvi._constants import CFMVC_KEYS
 from cfmvc_scvi._messages import close_matches, missing_genes, shortened
-from cfmvc_scvi._types import FlowContext
+from cfmvc_scvi._types import FlowContext, obs_of
 from cfmvc_scvi.cells.table import CellTable
 from cfmvc_scvi.registration.checks import check_finite_column, check_unique_genes
 from cfmvc_scvi.registration.counts import check_counts
@@ -115,10 +115,11 @@ class CellReader:
         return matrix[:, columns]
 
     def _annotations(self, adata: AnnData, rows: np.ndarray | None) -> _Annotations:
-        spatial = adata.obsm[self.keys.spatial_key] if self.keys.spatial_key in adata.obsm else None
+        key = self.keys.spatial_key
+        spatial = adata.obsm[key] if key is not None and key in adata.obsm else None
         if rows is None:
-            return _Annotations(adata.obs, spatial)
-        return _Annotations(adata.obs.iloc[rows], None if spatial is None else np.asarray(spatial)[rows])
+            return _Annotations(obs_of(adata), spatial)
+        return _Annotations(obs_of(adata).iloc[rows], None if spatial is None else np.asarray(spatial)[rows])
 
     def _context(self, cells: _Annotations, batch: str | None, allow_unknown: bool) -> FlowContext:
         labels = self._codes(cells, self.keys.labels_key, self._labels, "cell type", allow_unknown=allow_unknown)
@@ -163,7 +164,7 @@ class CellReader:
                 f"{list(cells.obs.columns)}. Add the column, with levels of "
                 f"{shortened(names, 20)}.{_nearest_hint(what)}"
             )
-        found = pd.Index(names).get_indexer(values)
+        found = pd.Index(names).get_indexer(pd.Index(values))
         unknown = sorted(set(values[found < 0]))
         if unknown and not allow_unknown:
             raise ValueError(unknown_level_message(what, f"adata.obs[{key!r}]", unknown, names))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -91,7 +91,7 @@ class CellTable:
 
 def canonical(counts: sparse.csr_matrix) -> sparse.csr_matrix:
     """Counts in float32, every entry once and in order; the matrix itself where it is that."""
-    counts = counts.astype(np.float32, copy=False)
+    counts = cast(sparse.csr_matrix, counts.astype(np.float32, copy=False))
     if not counts.has_canonical_format:
         counts = counts.copy()  # its memory may be that of the user's matrix
         counts.sum_duplicates()

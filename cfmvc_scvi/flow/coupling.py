@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 import ot
 import torch
+from jaxtyping import Float, Int
 from numpy.random import Generator
 from scipy.optimize import linear_sum_assignment
 
@@ -21,7 +22,9 @@ class Coupling(ABC):
     """Pairs of indices into a source and a target sample."""
 
     @abstractmethod
-    def pair(self, source: np.ndarray, target: np.ndarray, rng: Generator) -> np.ndarray:
+    def pair(
+        self, source: Float[np.ndarray, "n d"], target: Float[np.ndarray, "m d"], rng: Generator
+    ) -> Int[np.ndarray, " m"]:
         """For every target row, the index of the source row it is paired with.
 
         Parameters
@@ -42,7 +45,9 @@ class Coupling(ABC):
 class IndependentCoupling(Coupling):
     """Every target point is paired with a source point drawn at random, with replacement."""
 
-    def pair(self, source: np.ndarray, target: np.ndarray, rng: Generator) -> np.ndarray:
+    def pair(
+        self, source: Float[np.ndarray, "n d"], target: Float[np.ndarray, "m d"], rng: Generator
+    ) -> Int[np.ndarray, " m"]:
         """See :meth:`Coupling.pair`."""
         return rng.integers(len(source), size=len(target))
 
@@ -63,7 +68,9 @@ class OTCoupling(Coupling):
             raise ValueError(f"`chunk_size` is {chunk_size}; an optimal transport chunk needs at least 2 points.")
         self.chunk_size = chunk_size
 
-    def pair(self, source: np.ndarray, target: np.ndarray, rng: Generator) -> np.ndarray:
+    def pair(
+        self, source: Float[np.ndarray, "n d"], target: Float[np.ndarray, "m d"], rng: Generator
+    ) -> Int[np.ndarray, " m"]:
         """See :meth:`Coupling.pair`."""
         pairs = np.empty(len(target), dtype=np.int64)
         n_chunks = max(1, -(-len(target) // self.chunk_size))
@@ -77,7 +84,7 @@ class OTCoupling(Coupling):
         return rng.choice(n_source, size=min(n_source, wanted), replace=False)
 
 
-def _match(source: np.ndarray, target: np.ndarray, rng: Generator) -> np.ndarray:
+def _match(source: Float[np.ndarray, "n d"], target: Float[np.ndarray, "m d"], rng: Generator) -> Int[np.ndarray, " m"]:
     """One source row per target row, by the exact transport plan of the two samples.
 
     Of the squared distances the products are enough: the squared lengths add the same to every plan. They are torch's,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
-def energy_distance(x: Tensor, y: Tensor) -> Tensor:
+def energy_distance(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, ""]:
     r"""Energy distance :math:`2 E\lVert X-Y \rVert - E\lVert X-X' \rVert - E\lVert Y-Y' \rVert`, Euclidean norm.
 
     U-statistic: self pairs are left out, so the expectation is 0 for two samples of one distribution
@@ -26,5 +27,5 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     return 2.0 * torch.cdist(x, y).mean() - _mean_within(x) - _mean_within(y)
 
 
-def _mean_within(x: Tensor) -> Tensor:
+def _mean_within(x: Float[Tensor, "n d"]) -> Float[Tensor, ""]:
     return 2.0 * torch.pdist(x).sum() / (len(x) * (len(x) - 1))

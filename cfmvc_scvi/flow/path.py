@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -22,9 +23,9 @@ class PathSample:
         Times in [0, 1], shape (n,).
     """
 
-    x_t: Tensor
-    velocity: Tensor
-    t: Tensor
+    x_t: Float[Tensor, "n d"]
+    velocity: Float[Tensor, "n d"]
+    t: Float[Tensor, " n"]
 
 
 class LinearPath:
@@ -35,7 +36,7 @@ class LinearPath:
     Tong et al., TMLR 2024).
     """
 
-    def sample(self, x0: Tensor, x1: Tensor, t: Tensor) -> PathSample:
+    def sample(self, x0: Float[Tensor, "n d"], x1: Float[Tensor, "n d"], t: Float[Tensor, " n"]) -> PathSample:
         """Point and velocity at time ``t`` (shape (n,)) of the pairs ``x0``, ``x1`` (shape (n, d))."""
         weight = t.unsqueeze(-1)
         return PathSample(x_t=torch.lerp(x0, x1, weight), velocity=x1 - x0, t=t)

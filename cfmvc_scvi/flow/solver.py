@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from cfmvc_scvi._messages import unknown_choice
@@ -27,7 +28,9 @@ class Solver(ABC):
         return type(self).__name__, getattr(self, "n_steps", None)
 
     @abstractmethod
-    def integrate(self, velocity: Velocity, z: Tensor, t0: float = 0.0, t1: float = 1.0) -> Tensor:
+    def integrate(
+        self, velocity: Velocity, z: Float[Tensor, "n d"], t0: float = 0.0, t1: float = 1.0
+    ) -> Float[Tensor, "n d"]:
         """Solution at ``t1`` of the points ``z`` (n, d) at ``t0``.
 
         Raises
@@ -46,7 +49,9 @@ class FixedStepSolver(Solver):
             raise ValueError(f"`n_steps` is {n_steps}; a solver needs at least 1 step.")
         self.n_steps = n_steps
 
-    def integrate(self, velocity: Velocity, z: Tensor, t0: float = 0.0, t1: float = 1.0) -> Tensor:
+    def integrate(
+        self, velocity: Velocity, z: Float[Tensor, "n d"], t0: float = 0.0, t1: float = 1.0
+    ) -> Float[Tensor, "n d"]:
         """See :meth:`Solver.integrate`."""
         width = (t1 - t0) / self.n_steps
         earlier: list[Tensor] = []
@@ -60,8 +65,13 @@ class FixedStepSolver(Solver):
 
     @abstractmethod
     def increment(
-        self, velocity: Velocity, z: Tensor, t: float, width: float, earlier: Sequence[Tensor] = ()
-    ) -> Tensor:
+        self,
+        velocity: Velocity,
+        z: Float[Tensor, "n d"],
+        t: float,
+        width: float,
+        earlier: Sequence[Float[Tensor, "n d"]] = (),
+    ) -> Float[Tensor, "n d"]:
         """Average velocity of one step of ``width`` from ``(z, t)``; ``earlier``: of the two before, last first."""
 
 
@@ -71,8 +81,13 @@ class Euler(FixedStepSolver):
     order = 1
 
     def increment(
-        self, velocity: Velocity, z: Tensor, t: float, width: float, earlier: Sequence[Tensor] = ()
-    ) -> Tensor:
+        self,
+        velocity: Velocity,
+        z: Float[Tensor, "n d"],
+        t: float,
+        width: float,
+        earlier: Sequence[Float[Tensor, "n d"]] = (),
+    ) -> Float[Tensor, "n d"]:
         """See :meth:`FixedStepSolver.increment`."""
         return velocity(z, t)
 
@@ -88,8 +103,13 @@ class Midpoint(FixedStepSolver):
     order = 2
 
     def increment(
-        self, velocity: Velocity, z: Tensor, t: float, width: float, earlier: Sequence[Tensor] = ()
-    ) -> Tensor:
+        self,
+        velocity: Velocity,
+        z: Float[Tensor, "n d"],
+        t: float,
+        width: float,
+        earlier: Sequence[Float[Tensor, "n d"]] = (),
+    ) -> Float[Tensor, "n d"]:
         """See :meth:`FixedStepSolver.increment`."""
         match len(earlier):
             case 0:
@@ -107,8 +127,13 @@ class RK4(FixedStepSolver):
     order = 4
 
     def increment(
-        self, velocity: Velocity, z: Tensor, t: float, width: float, earlier: Sequence[Tensor] = ()
-    ) -> Tensor:
+        self,
+        velocity: Velocity,
+        z: Float[Tensor, "n d"],
+        t: float,
+        width: float,
+        earlier: Sequence[Float[Tensor, "n d"]] = (),
+    ) -> Float[Tensor, "n d"]:
         """See :meth:`FixedStepSolver.increment`."""
         k1 = velocity(z, t)
         k2 = velocity(z + 0.5 * width * k1, t + 0.5 * width)
@@ -132,7 +157,9 @@ class Adaptive(Solver):
         self.rtol = rtol
         self.atol = atol
 
-    def integrate(self, velocity: Velocity, z: Tensor, t0: float = 0.0, t1: float = 1.0) -> Tensor:
+    def integrate(
+        self, velocity: Velocity, z: Float[Tensor, "n d"], t0: float = 0.0, t1: float = 1.0
+    ) -> Float[Tensor, "n d"]:
         """See :meth:`Solver.integrate`."""
         from torchdiffeq import odeint
 
@@ -142,9 +169,10 @@ class Adaptive(Solver):
             return out
 
         times = torch.tensor([t0, t1], dtype=z.dtype, device=z.device)
-        out = odeint(checked, z, times, rtol=self.rtol, atol=self.atol, method="dopri5")
-        check_finite(out[-1], t1, "the adaptive solver")
-        return out[-1]
+        path = odeint(checked, z, times, rtol=self.rtol, atol=self.atol, method="dopri5")
+        end = cast(Tensor, path)[-1]  # a tuple of tensors for a tuple of points alone
+        check_finite(end, t1, "the adaptive solver")
+        return end
 
 
 def check_finite(z: Tensor, t: float, where: str) -> None:
@@ -160,7 +188,7 @@ def check_finite(z: Tensor, t: float, where: str) -> None:
     )
 
 
-SOLVERS: Final[dict[str, type[Solver]]] = {
+SOLVERS: Final[dict[str, Callable[..., Solver]]] = {
     "euler": Euler,
     "midpoint": Midpoint,
     "rk4": RK4,

@@ -7,6 +7,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -34,7 +35,9 @@ class Likelihood(nn.Module, ABC):
     # ---- training, in torch -----------------------------------------------------------------------------------
 
     @abstractmethod
-    def log_prob(self, x: Tensor, log_mean: Tensor) -> Tensor:
+    def log_prob(
+        self, x: Float[Tensor, "n n_genes"], log_mean: Float[Tensor, "*draws n n_genes"]
+    ) -> Float[Tensor, "*draws n n_genes"]:
         """Log-probability of the counts ``x`` given the log of their means, in at least float32; (n, n_genes)."""
 
     @abstractmethod
@@ -64,7 +67,9 @@ class Likelihood(nn.Module, ABC):
     # ---- prediction, in numpy ---------------------------------------------------------------------------------
 
     @abstractmethod
-    def expected_lognorm(self, mean: np.ndarray, library: np.ndarray) -> np.ndarray:
+    def expected_lognorm(
+        self, mean: Float[np.ndarray, "n n_genes"], library: Float[np.ndarray, " n"]
+    ) -> Float[np.ndarray, "n n_genes"]:
         r"""Mean of log1p of counts per 10,000, :math:`E[\log(1 + 10^4 x / L)]`, of counts with these means.
 
         Parameters
@@ -76,13 +81,17 @@ class Likelihood(nn.Module, ABC):
         """
 
     @abstractmethod
-    def draw(self, mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, mean: Float[np.ndarray, "n n_genes"], rng: np.random.Generator) -> Int[np.ndarray, "n n_genes"]:
         """Counts with these means, whole numbers of shape (n, n_genes)."""
 
     @abstractmethod
     def draw_counterfactual(
-        self, x: np.ndarray, mean0: np.ndarray, log_ratio: np.ndarray, rng: np.random.Generator
-    ) -> np.ndarray:
+        self,
+        x: Real[np.ndarray, " n_genes"],
+        mean0: Float[np.ndarray, " n_genes"],
+        log_ratio: Float[np.ndarray, " n_genes"],
+        rng: np.random.Generator,
+    ) -> Int[np.ndarray, " n_genes"]:
         """Counts of one cell, had its means been multiplied.
 
         Parameters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int, Real
 from scvi.distributions import NegativeBinomial as ScviNegativeBinomial
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
@@ -40,7 +41,9 @@ class NegativeBinomial(Likelihood):
         """Inverse dispersion per gene, shape (n_genes,)."""
         return self.bounded_log_theta.exp()
 
-    def log_prob(self, x: Tensor, log_mean: Tensor) -> Tensor:
+    def log_prob(
+        self, x: Float[Tensor, "n n_genes"], log_mean: Float[Tensor, "*draws n n_genes"]
+    ) -> Float[Tensor, "*draws n n_genes"]:
         """See :meth:`Likelihood.log_prob`."""
         return nb_log_prob(x, log_mean, self.theta)
 
@@ -52,17 +55,23 @@ class NegativeBinomial(Likelihood):
         """See :meth:`Likelihood.reconstruction_loss`; here in one function with its gradient."""
         return reconstruction_loss(features, output.weight, output.bias, self.bounded_log_theta, batch, panel=panel)
 
-    def expected_lognorm(self, mean: np.ndarray, library: np.ndarray) -> np.ndarray:
+    def expected_lognorm(
+        self, mean: Float[np.ndarray, "n n_genes"], library: Float[np.ndarray, " n"]
+    ) -> Float[np.ndarray, "n n_genes"]:
         """See :meth:`Likelihood.expected_lognorm`."""
         return expected_lognorm(mean, self._theta(), library)
 
-    def draw(self, mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def draw(self, mean: Float[np.ndarray, "n n_genes"], rng: np.random.Generator) -> Int[np.ndarray, "n n_genes"]:
         """See :meth:`Likelihood.draw`."""
         return draw_nb(mean, self._theta(), rng)
 
     def draw_counterfactual(
-        self, x: np.ndarray, mean0: np.ndarray, log_ratio: np.ndarray, rng: np.random.Generator
-    ) -> np.ndarray:
+        self,
+        x: Real[np.ndarray, " n_genes"],
+        mean0: Float[np.ndarray, " n_genes"],
+        log_ratio: Float[np.ndarray, " n_genes"],
+        rng: np.random.Generator,
+    ) -> Int[np.ndarray, " n_genes"]:
         """See :meth:`Likelihood.draw_counterfactual`, and :func:`counterfactual_mean` for what is drawn."""
         return draw_counterfactual(x, mean0, log_ratio, self._theta(), rng)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
@@ -26,7 +26,7 @@ from cfmvc_scvi.registration.registration import Registration
 FLOW_SOURCES = ("control", "noise")
 
 
-class CFMVC(
+class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools' mixins and ours: ours come first
     TrainingMixin,
     RepresentationMixin,
     ReportMixin,
@@ -97,15 +97,15 @@ class CFMVC(
             raise ValueError(unknown_choice("flow_source", flow_source, FLOW_SOURCES))
         get_coupling(coupling)  # refuses an unknown one
         super().__init__(adata, registry)
-        stats = self.summary_stats
+        sizes = cast("dict[str, int]", self.summary_stats)
         self.module = self._module_cls(
-            n_input=stats.n_vars,
-            n_batch=stats.n_batch,
-            n_labels=stats.n_labels,
+            n_input=sizes["n_vars"],
+            n_batch=sizes["n_batch"],
+            n_labels=sizes["n_labels"],
             n_perturbation=self.vocabulary.n_features,
             n_cats_per_cov=self._covariate_levels(),
-            n_continuous_cov=stats.get("n_extra_continuous_covs", 0),
-            n_spatial=stats.get(f"n_{CFMVC_KEYS.SPATIAL_KEY}", 0),
+            n_continuous_cov=sizes.get("n_extra_continuous_covs", 0),
+            n_spatial=sizes.get(f"n_{CFMVC_KEYS.SPATIAL_KEY}", 0),
             n_latent=n_latent,
             n_latent_technical=n_latent_technical,
             n_hidden=n_hidden,
@@ -218,7 +218,10 @@ class CFMVC(
             allow_noncounts=allow_noncounts,
         )
         setup_method_args = cls._get_setup_method_args(cls=cls, adata=adata, **asdict(registration.keys))
-        manager = AnnDataManager(fields=registration.fields(), setup_method_args=setup_method_args)
+        manager = AnnDataManager(
+            fields=registration.fields(),  # pyright: ignore[reportArgumentType]  # annotated as a type variable there
+            setup_method_args=setup_method_args,
+        )
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 

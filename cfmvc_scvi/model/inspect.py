@@ -60,7 +60,7 @@ class InspectionMixin(RequestMixin, SupportMixin):
         p, solver = self.vocabulary.encode([condition])[0], default_solver()
         moves = []
         for label in self._types_with_controls():
-            cells = self.calibration_.reference(int(label), solver)
+            cells = self._calibration.reference(int(label), solver)
             moves.append((cells.moved(p, self.module, solver) - cells.z).mean(dim=0))
         return torch.stack(moves).mean(dim=0).cpu().numpy()
 

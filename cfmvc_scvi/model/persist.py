@@ -1,17 +1,20 @@
 """Saving and loading: safetensors and JSON, which hold values and never code; genes of new data checked by name."""
 
+# our arguments are others than those of scvi-tools' methods of the same name
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, cast
 
 import anndata
 import pandas as pd
 from anndata import AnnData
 from scvi import settings
-from scvi.model.base import BaseModelClass
 
 from cfmvc_scvi._base import ModelBase
 from cfmvc_scvi._compat import parse_device, read_pickled_model
@@ -94,12 +97,13 @@ class PersistenceMixin(ModelBase):
             "attributes": self._saved_attributes(),
             "module": dict(self.module.state_dict()),
         }
-        attached = ()
+        attached: tuple[str, ...] = ()
         if save_anndata:
             attached = (f"{prefix}{_DATA}",)
-            require_space(folder, h5ad_size(self.adata), "the AnnData")
+            adata = self._require_adata("save its data")
+            require_space(folder, h5ad_size(adata), "the AnnData")
             with atomic_write(folder / attached[0], "the AnnData") as aside:
-                self.adata.write_h5ad(aside, **anndata_write_kwargs)
+                adata.write_h5ad(aside, **anndata_write_kwargs)
         write_archive(folder, f"{prefix}{_ARCHIVE}", content, "the model", attached)
         (folder / f"{prefix}{_PICKLE}").unlink(missing_ok=True)  # of an earlier save, which this one replaces
 
@@ -121,7 +125,7 @@ class PersistenceMixin(ModelBase):
         *,
         allow_pickle: bool = False,
         **kwargs: Any,
-    ) -> BaseModelClass:
+    ) -> Self:
         """Load a saved model.
 
         Parameters
@@ -160,7 +164,8 @@ class PersistenceMixin(ModelBase):
         if found == "pickle":
             if isinstance(adata, AnnData):
                 adata = align_genes(adata, list(read_pickled_model(dir_path, prefix)["var_names"]))
-            return super().load(dir_path, adata=adata, prefix=prefix, **common, **kwargs)
+            given = cast("AnnData | None", adata)  # scvi-tools knows False too
+            return super().load(dir_path, adata=given, prefix=prefix, **common, **kwargs)
         if kwargs:
             raise TypeError(f"Unknown arguments {sorted(kwargs)}: they are for scvi-tools' own format.")
         return cls._load_archive(Path(dir_path), prefix or "", adata, **common)
@@ -174,7 +179,7 @@ class PersistenceMixin(ModelBase):
         accelerator: str,
         device: int | str,
         allowed_classes_names_list: list[str] | None,
-    ) -> BaseModelClass:
+    ) -> Self:
         content = read_archive(folder, f"{prefix}{_ARCHIVE}")
         _check_class(cls.__name__, content["class"], allowed_classes_names_list)
         if adata is None:
@@ -193,7 +198,7 @@ class PersistenceMixin(ModelBase):
         return model
 
     @classmethod
-    def _restore(cls, adata: AnnData | None, registry: dict, attributes: dict[str, Any]) -> BaseModelClass:
+    def _restore(cls, adata: AnnData | None, registry: dict, attributes: dict[str, Any]) -> Self:
         """A model with its attributes, from the arguments it was made with."""
         check_attribute_names(attributes)
         init = attributes.pop("init_params_")
@@ -221,7 +226,7 @@ class PersistenceMixin(ModelBase):
         return read_archive(dir_path, f"{prefix or ''}{_ARCHIVE}")["attributes"]["registry_"]
 
 
-def align_genes(adata: AnnData, var_names: list[str]) -> AnnData:
+def align_genes(adata: AnnData, var_names: Sequence[str]) -> AnnData:
     """The same cells with these genes in this order; ``adata`` itself where it has them already."""
     wanted = pd.Index(var_names)
     if adata.var_names.equals(wanted):

@@ -78,7 +78,7 @@ class ProgramMixin(InspectionMixin):
     def _decode_basis(self, code: int, steps: np.ndarray) -> np.ndarray:
         """Mean change (n_basis, n_genes) of reference cells per unit of each coefficient."""
         solver = default_solver()
-        cells = self.calibration_.reference(code, solver)
+        cells = self._calibration.reference(code, solver)
         changes = []
         for k, step in enumerate(steps.tolist()):
             up, down = (self._level_along(cells, k, sign * step, solver) for sign in (1.0, -1.0))

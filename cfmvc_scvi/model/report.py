@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -119,7 +120,7 @@ class ReportMixin(PredictionMixin, EffectMixin):
                 held.real,
                 held.control,
                 training=held.training or None,
-                gene_names=self.get_var_names(),
+                gene_names=self._var_names,
                 top_n=n_de,
                 min_cells=_MIN_CELLS,
                 seed=seed,
@@ -136,7 +137,7 @@ class ReportMixin(PredictionMixin, EffectMixin):
         self._write_scores(page, conditions)
         self._write_data(page, real)
         for held in sorted(conditions, key=lambda one: -len(one.real))[:max_plots]:
-            _write_condition(page, held, pd.Index(self.get_var_names()), n_de, seed)
+            _write_condition(page, held, pd.Index(self._var_names), n_de, seed)
         path = Path(path)
         path.write_text(page.render(), encoding="utf-8")
         return path
@@ -150,7 +151,8 @@ class ReportMixin(PredictionMixin, EffectMixin):
         found, conditions = asked.code, asked.conditions
         types = np.full(real.n_obs, self.cell_types[0]) if keys.labels_key is None else real.obs[keys.labels_key]
         types = np.asarray(types).astype(str)
-        own = self._conditions_of(self.adata)
+        adata = self._require_adata("write a report")
+        own = self._conditions_of(adata)
         registered, known = own.code, own.conditions
         of_type = self._cells(None).context.labels.numpy()
         for code, kind in sorted(set(zip(found.tolist(), types.tolist(), strict=True))):
@@ -166,7 +168,7 @@ class ReportMixin(PredictionMixin, EffectMixin):
             if reason is not None:
                 skipped.append(f"{name}: {reason}")
                 continue
-            source = self.adata[control].copy()
+            source = adata[control].copy()
             predicted = self.predict_perturbation(source, condition.label, dosage=dosage, return_type="lognorm")
             same = next((i for i, other in enumerate(known) if other.key == condition.key), -1)
             yield HeldOut(
@@ -199,6 +201,7 @@ class ReportMixin(PredictionMixin, EffectMixin):
         self, registered: np.ndarray, of_type: np.ndarray, condition: int, label: int
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Control and perturbed training cells of the other cell types, where there are enough of both."""
+        adata = self._require_adata("write a report")
         contexts = {}
         in_training = np.zeros(len(registered), dtype=bool)
         in_training[np.r_[self._split.train, self._split.validation]] = True
@@ -206,7 +209,8 @@ class ReportMixin(PredictionMixin, EffectMixin):
             here = in_training & (of_type == other)
             pair = [np.flatnonzero(here & (registered == of)) for of in (0, condition)]
             if other != label and condition > 0 and min(map(len, pair)) >= _MIN_CELLS:
-                contexts[kind] = tuple(self._lognorm_of(self.adata[rows].copy()) for rows in pair)
+                control, perturbed = (self._lognorm_of(adata[rows].copy()) for rows in pair)
+                contexts[kind] = (control, perturbed)
         return contexts
 
     def _lognorm_of(self, adata: AnnData) -> np.ndarray:
@@ -215,7 +219,7 @@ class ReportMixin(PredictionMixin, EffectMixin):
 
     def _held_out_coverage(self, held: HeldOut, level: float = 0.95) -> float:
         """Fraction of genes whose real change lies in the interval, the sampling error of the real cells included."""
-        if self.calibration_.state.process is None:
+        if self._calibration.state.process is None:
             return float("nan")
         dosage = None if self.setup_keys.dosage_key is None else _dose_text(self, held.condition)
         effect = self.get_perturbation_effect(held.condition.label, held.cell_type, dosage=dosage)
@@ -229,14 +233,14 @@ class ReportMixin(PredictionMixin, EffectMixin):
     def _write_warnings(self, page: Page, real: AnnData, conditions: list[HeldOut], skipped: list[str]) -> None:
         page.heading("Warnings")
         found = []
-        used = self.adata.obs_names[np.r_[self._split.train, self._split.validation]]
+        used = self._require_adata("write a report").obs_names[np.r_[self._split.train, self._split.validation]]
         known = int(real.obs_names.isin(used).sum())
         if known:
             found.append(
                 f"{known} of the {real.n_obs} real cells have names of cells the model was trained on: what follows "
                 "may be no held-out evaluation."
             )
-        found += _rising_losses(self.history)
+        found += _rising_losses(self.history_ or {})
         for held in conditions:
             found += _doubts(held)
         found += [f"Left out. {reason}." for reason in skipped]
@@ -281,7 +285,8 @@ class ReportMixin(PredictionMixin, EffectMixin):
     def _write_data(self, page: Page, real: AnnData) -> None:
         page.heading("Data and split")
         sizes = [len(part) for part in (self._split.train, self._split.validation, self._split.test)]
-        shape = f"{self.adata.n_obs} cells x {self.adata.n_vars} genes"
+        adata = self._require_adata("write a report")
+        shape = f"{adata.n_obs} cells x {adata.n_vars} genes"
         page.text(
             f"Registered: {shape}; {len(self.vocabulary.names)} perturbations, {len(self.cell_types)} cell types, "
             f"{len(self.batches)} batches. Split: {sizes[0]} training, {sizes[1]} validation, {sizes[2]} test cells. "
@@ -340,16 +345,16 @@ def _baseline(table: pd.DataFrame) -> str:
 def _write_condition(page: Page, held: HeldOut, genes: pd.Index, n_de: int, seed: int) -> None:
     page.heading(held.name)
     page.text(f"{len(held.real)} real and {len(held.control)} control cells; support: {held.support}.", note=True)
-    cells = (held.predicted, held.real, held.control)
+    cells, names = (held.predicted, held.real, held.control), cast(Sequence[str], genes)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is undefined.*", category=RuntimeWarning)
         page.figures(
             (
-                pl.delta(*cells, n_de=n_de, gene_names=genes, show=False),
+                pl.delta(*cells, n_de=n_de, gene_names=names, show=False),
                 "Change of every gene's mean from control, predicted against real; the line is equality.",
             ),
             (
-                pl.mean_expression(*cells, n_de=n_de, gene_names=genes, show=False),
+                pl.mean_expression(*cells, n_de=n_de, gene_names=names, show=False),
                 "Mean of every gene, predicted against real.",
             ),
         )
@@ -360,7 +365,7 @@ def _write_condition(page: Page, held: HeldOut, genes: pd.Index, n_de: int, seed
             "Cells on principal components of control and real cells; crosses are means.",
         ),
         (
-            pl.gene_distributions(*populations, gene_names=genes, show=False),
+            pl.gene_distributions(*populations, gene_names=names, show=False),
             "Genes that change most (by t); dots are means.",
         ),
     )

@@ -1,5 +1,8 @@
 """Latent representation of cells."""
 
+# our arguments are others than those of scvi-tools' methods of the same name
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 import functools
@@ -91,7 +94,7 @@ class RepresentationMixin(RNASeqMixin, VAEMixin, ModelBase):
         scvi-tools compares the number of genes alone, and overlooks a new category that is 0 or False.
         """
         if adata is not None and adata is not self.adata:
-            adata = align_genes(adata, self.get_var_names())
+            adata = align_genes(adata, self._var_names)
             self._reader.read(adata)
         return super()._validate_anndata(adata, **kwargs)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cfmvc_scvi._base import MADE_ANEW, ModelBase
+from cfmvc_scvi._base import MADE_ANEW, ConditionKey, ModelBase
 from cfmvc_scvi._types import CellSplit
 from cfmvc_scvi.calibration import Calibration
 from cfmvc_scvi.calibration.populations import Populations
@@ -22,6 +22,7 @@ from cfmvc_scvi.flow import get_coupling
 from cfmvc_scvi.module.initialize import initialize_linear_paths
 from cfmvc_scvi.registration.dose import effects_of_doses, fit_dose_response
 from cfmvc_scvi.registration.fingerprint import data_fingerprint
+from cfmvc_scvi.registration.registration import CellConditions
 from cfmvc_scvi.train import (
     CheckpointFolder,
     FlowTrainingPlan,
@@ -138,7 +139,7 @@ class TrainingMixin(ModelBase):
         **trainer_kwargs: Any,
     ) -> None:
         """Stage 1 alone, with the arguments of :meth:`train`; a flow trained before no longer fits and is dropped."""
-        self._require_adata("train")
+        adata = self._require_adata("train")
         checkpoints = CheckpointFolder.of(checkpoint_dir, resume)
         arguments = StageArguments(
             max_epochs=max_epochs,
@@ -154,10 +155,10 @@ class TrainingMixin(ModelBase):
         if resumed is not None and (resumed["stage"] == "flow" or resumed["finished"]):
             return
         if self.split_ is None or (resumed is None and (train_size is not None or validation_size is not None)):
-            self._set_split(split_cells(self.adata.n_obs, train_size, validation_size, self._seed))
-        cells = self._reader.read(self.adata)
+            self._set_split(split_cells(adata.n_obs, train_size, validation_size, self._seed))
+        cells = self._reader.read(adata)
         if not self.is_vae_trained_ and resumed is None:
-            self._initialize(cells, self._split.train)
+            self._initialize(cells, self._conditions_of(adata), self._split.train)
         plan = VAETrainingPlan(self.module, **(plan_kwargs or {}))
         data = CountDataModule(MemoryCounts(cells), self._split, batch_size, on_device=data_on_device, seed=self._seed)
         trainer_kwargs = _trainer_kwargs(trainer_kwargs, early_stopping, "elbo_validation", len(self._split.validation))
@@ -317,7 +318,8 @@ class TrainingMixin(ModelBase):
         self.module.load_state_dict(content["module"])
 
     def _identity(self) -> dict[str, Any]:
-        init, data = self.init_params_, data_fingerprint(self.adata, self.setup_keys)
+        init = self.init_params_
+        data = data_fingerprint(self._require_adata("train"), self.setup_keys)
         variable = {name: value for group in init["kwargs"].values() for name, value in group.items()}
         named = {f"model argument `{name}`": value for name, value in (init["non_kwargs"] | variable).items()}
         named |= {f"setup argument `{name}`": value for name, value in self.registry["setup_args"].items()}
@@ -327,15 +329,14 @@ class TrainingMixin(ModelBase):
         self.split_ = split.as_list()
         self.train_indices, self.validation_indices, self.test_indices = split.as_list()
 
-    def _initialize(self, cells: CellTable, rows: np.ndarray) -> None:
+    def _initialize(self, cells: CellTable, found: CellConditions, rows: np.ndarray) -> None:
         """Start values of stage 1 from a sample of the training cells."""
         n_most = min(_INIT_CELLS, max(1, _INIT_BYTES // (4 * cells.counts.shape[1])))
         if len(rows) > n_most:
             rows = np.sort(np.random.default_rng(self._seed).choice(rows, n_most, replace=False))
         cells = cells.take(rows)
-        condition = self._conditions_of(self.adata).code
         labels = cells.context.labels.numpy()
-        group = np.unique(np.stack([labels, condition[rows]]), axis=1, return_inverse=True)[1].ravel()
+        group = np.unique(np.stack([labels, found.code[rows]]), axis=1, return_inverse=True)[1].ravel()
         initialize_linear_paths(
             self.module.cpu(),
             cells.dense(slice(None)),
@@ -358,14 +359,15 @@ class TrainingMixin(ModelBase):
         return cache
 
     def _latents(self) -> LatentCache:
-        cells, found = self._reader.read(self.adata), self._conditions_of(self.adata)
+        adata = self._require_adata("use its cells")
+        cells, found = self._reader.read(adata), self._conditions_of(adata)
         return LatentCache(cells, self._encode(cells, _ENCODE_CELLS), found.code, found.conditions)
 
     def _flow_steps(self) -> int:
         return _FLOW_STEPS + _FLOW_STEPS_EACH * len(self.vocabulary.names)
 
 
-def _trained_conditions(cache: LatentCache, train: np.ndarray) -> list[tuple[Any, int]]:
+def _trained_conditions(cache: LatentCache, train: np.ndarray) -> list[tuple[ConditionKey, int]]:
     """Key of every condition and code of every cell type that occur together among the training cells."""
     labels = cache.cells.context.labels.numpy()[train]
     pairs = sorted(set(zip(cache.condition[train].tolist(), labels.tolist(), strict=True)))

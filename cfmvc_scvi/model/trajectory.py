@@ -71,9 +71,9 @@ class TrajectoryMixin(PredictionMixin):
             When the flow is not trained.
         """
         self._require_flow("give trajectories")
-        times = np.asarray(times, dtype=float).ravel()
-        if not len(times) or not ((times >= 0.0) & (times <= 1.0)).all():
-            raise ValueError(f"`times` is {times.tolist()}; give at least one flow time, each from 0 to 1.")
+        at = np.asarray(times, dtype=float).ravel()
+        if not len(at) or not ((at >= 0.0) & (at <= 1.0)).all():
+            raise ValueError(f"`times` is {at.tolist()}; give at least one flow time, each from 0 to 1.")
         if perturbation is None:
             raise ValueError(
                 f"`perturbation` is missing: give one, for instance of {shortened(self.vocabulary.names)}."
@@ -84,21 +84,21 @@ class TrajectoryMixin(PredictionMixin):
         sources = self._sources(adata, indices, requests, call, "error")
         [source] = sources.values()
         padded, n_cells, posterior = source.cells, source.n_cells, source.posterior
-        latents: list[list[np.ndarray]] = [[] for _ in times]
+        latents: list[list[np.ndarray]] = [[] for _ in at]
         for rows in padded.chunks(call.batch_size):
             context = padded.context[rows].to(self.module.device)
             z = posterior.mean[rows].to(self.module.device)
             vectors, base = p.expand(len(z), -1), self.module.base_flow(z, context, call.solver)
-            for found, t in zip(latents, times.tolist(), strict=True):
+            for found, t in zip(latents, at.tolist(), strict=True):
                 moved = self.module.transport(z, vectors, context, call.solver, base, until=t)
                 found.append(moved.cpu().numpy())
         obs = self._result_obs(requests, sources, call)
         blocks = []
-        for found, t in zip(latents, times, strict=True):
+        for found, t in zip(latents, at, strict=True):
             names = obs.index + f"_t{t:g}"
             latent = np.concatenate(found)[:n_cells]
             blocks.append(AnnData(latent, obs=obs.assign(time=t).set_index(names), var=latent_var(latent.shape[1])))
         result = blocks[0] if len(blocks) == 1 else ad.concat(blocks, merge="same")
         result.obs_names_make_unique()
-        result.uns["cfmvc"] = self._describe(call, requests) | {"times": times}
+        result.uns["cfmvc"] = self._describe(call, requests) | {"times": at}
         return result

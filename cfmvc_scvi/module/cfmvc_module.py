@@ -1,10 +1,15 @@
 """The module: networks of both stages and their losses."""
 
+# scvi-tools declares the methods of a module without the types of what they return
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import Tensor, nn
@@ -60,6 +65,9 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
     energy_weight
         Weight of the energy distance between one-step end points and targets in stage 2.
     """
+
+    spatial_center: Tensor
+    spatial_scale: Tensor
 
     def __init__(
         self,
@@ -133,7 +141,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
 
     # ---- stage 1 --------------------------------------------------------------------------------------------
 
-    def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs) -> dict[str, Tensor | None]:
+    def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs: Any) -> dict[str, Tensor | FlowContext | None]:
         further = tensors.get(REGISTRY_KEYS.CAT_COVS_KEY)
         context = FlowContext(
             batch=tensors[REGISTRY_KEYS.BATCH_KEY].squeeze(-1).long(),
@@ -295,12 +303,19 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
             spatial = (spatial - self.spatial_center) / self.spatial_scale
         return self.context_encoder(codes, context.continuous, spatial)
 
-    def coefficients(self, p: Tensor, labels: Tensor) -> Tensor:
+    def coefficients(
+        self, p: Float[Tensor, "n n_perturbation"], labels: Int[Tensor, " n"]
+    ) -> Float[Tensor, "n n_basis"]:
         """Effect coefficients alpha (n, n_basis); exactly zero where p is."""
         return self.adapter(p, labels)
 
     def velocity(
-        self, z: Tensor, t: Tensor, context: FlowContext, p: Tensor, condition: Tensor | None = None
+        self,
+        z: Float[Tensor, "n n_latent"],
+        t: Float[Tensor, " n"],
+        context: FlowContext,
+        p: Float[Tensor, "n n_perturbation"],
+        condition: Int[Tensor, " n"] | None = None,
     ) -> VelocityParts:
         """Velocity at standardised latents ``z`` (n, n_latent) and times ``t`` (n,).
 
@@ -316,8 +331,14 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         return self.flow_field(z, t, encoded, self.coefficients(p, context.labels))
 
     def flow_loss(
-        self, z0: Tensor, z1: Tensor, t: Tensor, context: FlowContext, p: Tensor, condition: Tensor | None = None
-    ) -> Tensor:
+        self,
+        z0: Float[Tensor, "n n_latent"],
+        z1: Float[Tensor, "n n_latent"],
+        t: Float[Tensor, " n"],
+        context: FlowContext,
+        p: Float[Tensor, "n n_perturbation"],
+        condition: Int[Tensor, " n"] | None = None,
+    ) -> Float[Tensor, ""]:
         """Mean squared error of the velocity per latent dimension; all points standardised.
 
         Parameters
@@ -354,4 +375,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
 
 def _normals(q: Posterior) -> tuple[Normal, Normal]:
     """Both latents; not validated: a diverged stage 1 shows in its loss, which is reported with a remedy."""
-    return tuple(Normal(mean, (0.5 * logvar).exp(), validate_args=False) for mean, logvar in (q.intrinsic, q.technical))
+    intrinsic, technical = (
+        Normal(mean, (0.5 * logvar).exp(), validate_args=False) for mean, logvar in (q.intrinsic, q.technical)
+    )
+    return intrinsic, technical

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from cfmvc_scvi._types import FlowContext
 from cfmvc_scvi.flow import Solver
 from cfmvc_scvi.flow.solver import Velocity
+from cfmvc_scvi.nn import FlowField
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,24 @@ class BaseFlow:
         Context vectors, shape (n, n_context).
     """
 
-    start: Tensor
-    end: Tensor
-    context: Tensor
+    start: Float[Tensor, "n n_latent"]
+    end: Float[Tensor, "n n_latent"]
+    context: Float[Tensor, "n n_context"]
 
 
 class TransportMixin:
-    """Transport of :class:`~cfmvc_scvi.CFMVCModule`."""
+    """Transport of :class:`~cfmvc_scvi.CFMVCModule`, which has the networks that are named here."""
+
+    flow_field: FlowField
+    flow_source: str
+    flow_center: Tensor
+    flow_scale: Tensor
+
+    if TYPE_CHECKING:
+
+        def encode_context(self, context: FlowContext) -> Tensor: ...  # noqa: D102
+
+        def coefficients(self, p: Tensor, labels: Tensor) -> Tensor: ...  # noqa: D102
 
     def standardize(self, z: Tensor) -> Tensor:
         """Latents in the flow's units: centred, with one common scale."""
@@ -41,7 +55,7 @@ class TransportMixin:
         return z * self.flow_scale + self.flow_center
 
     @torch.no_grad()
-    def base_flow(self, z: Tensor, context: FlowContext, solver: Solver) -> BaseFlow:
+    def base_flow(self, z: Float[Tensor, "n n_latent"], context: FlowContext, solver: Solver) -> BaseFlow:
         """Start of the latents ``z`` (n, n_latent) and where the base flow takes it: what all perturbations share.
 
         The start is the cell itself (``flow_source="control"``) or the noise that the base flow takes to it
@@ -55,7 +69,9 @@ class TransportMixin:
         return BaseFlow(start, solver.integrate(self._field(encoded, none), start), encoded)
 
     @torch.no_grad()
-    def displacement(self, alpha: Tensor, base: BaseFlow, solver: Solver, until: float = 1.0) -> Tensor:
+    def displacement(
+        self, alpha: Float[Tensor, "n n_basis"], base: BaseFlow, solver: Solver, until: float = 1.0
+    ) -> Float[Tensor, "n n_latent"]:
         r"""How far the perturbation moves latents, :math:`\phi_t(z_0; \alpha) - \phi_t(z_0; 0)`, in latent units.
 
         :math:`\phi_t` is the solution of :math:`dz/dt = v` at time t from the starting points of ``base``.
@@ -80,13 +96,13 @@ class TransportMixin:
     @torch.no_grad()
     def transport(
         self,
-        z: Tensor,
-        p: Tensor,
+        z: Float[Tensor, "n n_latent"],
+        p: Float[Tensor, "n n_perturbation"],
         context: FlowContext,
         solver: Solver,
         base: BaseFlow | None = None,
         until: float = 1.0,
-    ) -> Tensor:
+    ) -> Float[Tensor, "n n_latent"]:
         r"""Latents (n, n_latent) moved to where the perturbation takes them.
 
         The cell moves by the difference of two solutions from one starting point: with the perturbation and
@@ -102,7 +118,13 @@ class TransportMixin:
         return torch.where(is_control, z, moved)
 
     @torch.no_grad()
-    def push_forward(self, start: Tensor, p: Tensor, context: FlowContext, solver: Solver) -> Tensor:
+    def push_forward(
+        self,
+        start: Float[Tensor, "n n_latent"],
+        p: Float[Tensor, "n n_perturbation"],
+        context: FlowContext,
+        solver: Solver,
+    ) -> Float[Tensor, "n n_latent"]:
         """Latents reached from points of the flow's source distribution (standardised), shape (n, n_latent)."""
         alpha = self.coefficients(p, context.labels)
         end = solver.integrate(self._field(self.encode_context(context), alpha), start)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cfmvc_scvi.nn.blocks import CovariateEmbedding
@@ -38,7 +39,12 @@ class ContextEncoder(nn.Module):
         )
         self.n_out = self.covariates.n_out + n_continuous + (n_spatial_out if n_spatial else 0)
 
-    def forward(self, codes: Sequence[Tensor], continuous: Tensor | None, spatial: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        codes: Sequence[Int[Tensor, " n"]],
+        continuous: Float[Tensor, "n n_continuous"] | None,
+        spatial: Float[Tensor, "n n_spatial"] | None,
+    ) -> Float[Tensor, "n n_out"]:
         """Context (n, n_out) of codes (n,) per covariate; ``spatial`` holds standardised coordinates (n, n_spatial)."""
         parts = [self.covariates(codes)]
         if continuous is not None:
@@ -73,7 +79,7 @@ class PerturbationAdapter(nn.Module):
         if self.gate is not None:
             nn.init.zeros_(self.gate.weight)
 
-    def forward(self, p: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, p: Float[Tensor, "n n_perturbation"], labels: Int[Tensor, " n"]) -> Float[Tensor, "n n_basis"]:
         """Coefficients (n, n_basis) of the perturbation vectors (n, n_perturbation) in cell types (n,)."""
         h = torch.tanh(self.first(p))
         if self.gate is not None:

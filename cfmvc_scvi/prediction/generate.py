@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,7 @@ from scipy import sparse
 from torch import Tensor
 
 from cfmvc_scvi._constants import CP10K
-from cfmvc_scvi._types import FlowContext
+from cfmvc_scvi._types import FlowContext, obs_of
 from cfmvc_scvi.cells.latents import CellPosterior
 from cfmvc_scvi.cells.table import CellTable
 from cfmvc_scvi.prediction.output import latent_var
@@ -87,8 +87,9 @@ class GenerationMixin(PredictionMixin):
         latent = self.module.push_forward(start, p, context.to(self.module.device), call.solver).cpu()
         obs = self._generated_obs(cells, posterior, request, call)
         x = latent.numpy() if return_type == "latent" else self._emit(latent, context, cells, condition, call, rng)
-        var = latent_var(x.shape[1]) if return_type == "latent" else self._gene_var()
-        result = AnnData(x, obs=obs, var=var, obsm={"X_cfmvc": latent.numpy()})
+        var = latent_var(latent.shape[1]) if return_type == "latent" else self._gene_var()
+        obsm: Any = {"X_cfmvc": latent.numpy()}  # anndata's annotation does not name arrays
+        result = AnnData(x, obs=obs, var=var, obsm=obsm)
         result.uns["cfmvc"] = self._describe(call, [request])
         return result
 
@@ -103,15 +104,15 @@ class GenerationMixin(PredictionMixin):
 
     def _template_cells(self, n_cells: int, labels: str | None, rng: np.random.Generator) -> CellTable:
         """Control cells whose context and library size the new cells take."""
-        self._require_adata("generate cells")
+        adata = self._require_adata("generate cells")
         keys = self.setup_keys
-        control = self._conditions_of(self.adata).is_control
+        control = self._conditions_of(adata).is_control
         if labels is not None:
-            control &= (self.adata.obs[keys.labels_key].astype(str) == labels).to_numpy()
+            control &= (obs_of(adata)[keys.labels_key].astype(str) == labels).to_numpy()
         rows = np.flatnonzero(control)
         if not len(rows):
             raise ValueError(f"The registered data have no control cells of cell type {labels!r} to start from.")
-        return self._cells(self.adata, rng.choice(rows, n_cells))
+        return self._cells(adata, rng.choice(rows, n_cells))
 
     def _generated_context(self, cells: CellTable, batch: str | None, spatial: np.ndarray | None) -> FlowContext:
         context = cells.context if batch is None else cells.context.with_batch(self.batches.index(str(batch)))
@@ -137,7 +138,7 @@ class GenerationMixin(PredictionMixin):
         noise = torch.from_numpy(rng.standard_normal(tuple(prior.loc.shape), dtype=np.float32)).to(self.module.device)
         log_share = self.module.decoder(latent.to(self.module.device), prior.loc + prior.scale * noise).cpu().numpy()
         labels = context.labels.numpy()
-        log_share += self.calibration_.correct(condition, labels, call.solver).log_ratio[labels]
+        log_share += self._calibration.correct(condition, labels, call.solver).log_ratio[labels]
         mean = np.exp(log_share) * cells.library[:, None]
         if call.return_type == "counts":
             return sparse.csr_matrix(self.module.likelihood.draw(mean, rng).astype(np.float32))

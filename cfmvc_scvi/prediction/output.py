@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anndata as ad
 import h5py
@@ -74,15 +74,16 @@ class MemoryOutput(Output):
 
     def _write(self, rows: slice, x: np.ndarray | sparse.csr_matrix, latent: np.ndarray) -> None:
         self._latent[rows] = latent
-        if self.is_sparse:
-            self._blocks.append(x)
+        if self._x is None:
+            self._blocks.append(cast(sparse.csr_matrix, x))
         else:
-            self._x[rows] = x
+            self._x[rows] = cast(np.ndarray, x)
 
     def finish(self) -> AnnData:
         """See :meth:`Output.finish`."""
         x = sparse.vstack(self._blocks, format="csr") if self.is_sparse else self._x
-        return AnnData(x, obs=self.obs, var=self.var, uns=self.uns, obsm={_LATENT: self._latent})
+        obsm: Any = {_LATENT: self._latent}  # anndata's annotation does not name arrays
+        return AnnData(x, obs=self.obs, var=self.var, uns=self.uns, obsm=obsm)
 
 
 class FileOutput(Output):
@@ -118,7 +119,7 @@ class FileOutput(Output):
 
     def append(self, x: np.ndarray | sparse.csr_matrix, latent: np.ndarray) -> None:
         """Add the next rows; raises :class:`OSError` when the disk is full, before HDF5 would end the process."""
-        size = 3 * x.data.nbytes if self.is_sparse else x.nbytes
+        size = x.nbytes if isinstance(x, np.ndarray) else 3 * x.data.nbytes
         try:
             require_space(self.path.parent, size + latent.nbytes + _SLACK_BYTES, "the prediction")
             super().append(x, latent)
@@ -133,12 +134,13 @@ class FileOutput(Output):
 
     def _write(self, rows: slice, x: np.ndarray | sparse.csr_matrix, latent: np.ndarray) -> None:
         self._group[f"obsm/{_LATENT}"][rows] = latent
-        if not self.is_sparse:
+        if isinstance(x, np.ndarray):
             self._group["X"][rows] = x
         elif rows.start == 0:
             ad.io.write_elem(self._group, "X", _wide(x))
         else:
-            ad.io.sparse_dataset(self._group["X"]).append(_wide(x))
+            dataset: Any = ad.io.sparse_dataset(self._group["X"])  # anndata does not annotate `append`
+            dataset.append(_wide(x))
 
     def finish(self) -> AnnData:
         """See :meth:`Output.finish`."""
@@ -186,8 +188,10 @@ class ZarrOutput(FileOutput):
 
     def _reopen(self) -> AnnData:
         group = zarr.open_group(self.path, mode="r")
-        x = ad.io.sparse_dataset(group["X"]) if self.is_sparse else group["X"]
-        parts = {name: ad.io.read_elem(group[name]) for name in ("obs", "var", "uns", "obsm")}
+        x: Any = group["X"]
+        if self.is_sparse:
+            x = ad.io.sparse_dataset(x)
+        parts: dict[str, Any] = {name: ad.io.read_elem(group[name]) for name in ("obs", "var", "uns", "obsm")}
         return AnnData(x, **parts)
 
 

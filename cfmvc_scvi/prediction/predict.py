@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import pandas as pd
@@ -165,15 +165,16 @@ class PredictionMixin(RequestMixin, SupportMixin):
         """Cells of every cell type that was asked for; ``None`` stands for all."""
         if unknown_labels not in ("error", "nearest"):
             raise ValueError(f"Unknown `unknown_labels` {unknown_labels!r}: choose 'error' or 'nearest'.")
+        rows: Sequence[int] | np.ndarray | None = indices
         if adata is None and indices is None:
-            self._require_adata("predict for its control cells")
-            indices = np.flatnonzero(self._conditions_of(self.adata).is_control)
+            own = self._require_adata("predict for its control cells")
+            rows = np.flatnonzero(self._conditions_of(own).is_control)
         batches = {request.batch for request in requests}
         default = batches.pop() if len(batches) == 1 else None
-        cells = self._cells(adata, indices, default, allow_unknown=unknown_labels == "nearest")
+        cells = self._cells(adata, rows, default, allow_unknown=unknown_labels == "nearest")
         if not len(cells):
             raise ValueError("There are no cells to perturb: `adata` or `indices` is empty.")
-        cells, nearest = with_nearest_labels(cells, self.calibration_.state.profiles, self._types_with_controls())
+        cells, nearest = with_nearest_labels(cells, self._calibration.state.profiles, self._types_with_controls())
         several = len(requests) > 1
         out = {}
         for name in dict.fromkeys(request.labels for request in requests):
@@ -219,7 +220,7 @@ class PredictionMixin(RequestMixin, SupportMixin):
         after = source.decode(moved, self._technical_in_batch(technical, context, request.batch))
         labels = context.labels.numpy()
         is_counts = call.return_type == "counts"
-        correction = self.calibration_.correct(request.condition, labels, call.solver, rates=is_counts)
+        correction = self._calibration.correct(request.condition, labels, call.solver, rates=is_counts)
         x, library = source.cells.dense(rows), source.cells.library[rows]
         if is_counts:
             change = RateChange.of(before.numpy(), after.numpy(), correction.log_ratio[labels], library)
@@ -231,7 +232,7 @@ class PredictionMixin(RequestMixin, SupportMixin):
             torch.from_numpy(correction.scale[labels]),
             torch.from_numpy(correction.center[labels]),
         )
-        counts = expected_counts(x, library, change, self.calibration_.state.highest)
+        counts = expected_counts(x, library, change, self._calibration.state.highest)
         return counts if call.return_type == "mean" else lognorm_expression(counts, library)
 
     def _technical_in_batch(self, technical: Tensor, context: FlowContext, batch: str | None) -> Tensor:
@@ -286,12 +287,13 @@ class PredictionMixin(RequestMixin, SupportMixin):
     def _perturbation_column(self) -> str:
         """Column of a result that holds the perturbation."""
         keys = self.setup_keys
-        is_matrix = self.adata is not None and has_presence_matrix(self.adata, keys.perturbation_key)
+        adata = self._registered
+        is_matrix = adata is not None and has_presence_matrix(adata, keys.perturbation_key)
         return "perturbation" if is_matrix else keys.perturbation_key
 
     def _gene_var(self) -> pd.DataFrame:
-        if self.adata is not None:
-            return self.adata.var.copy()
+        if self._registered is not None:
+            return cast(pd.DataFrame, self._registered.var).copy()
         return pd.DataFrame(index=pd.Index(self.get_var_names(), dtype=str))
 
     def _describe(self, call: PredictionCall, requests: list[Request]) -> dict[str, Any]:

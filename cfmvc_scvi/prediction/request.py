@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pandas as pd
 from scvi import settings
@@ -59,7 +59,7 @@ class PredictionCall:
     @classmethod
     def of(
         cls,
-        return_type: str,
+        return_type: ReturnType,
         *,
         n_samples: int = 1,
         solver: str | None = None,
@@ -187,7 +187,8 @@ class RequestReader:
                 stacklevel=settings.warnings_stacklevel,
             )
         table = table[[name for name in CONDITION_COLUMNS if name in table]]
-        records = table.astype(object).where(table.notna(), None).to_dict("records")
+        known = table.astype(object).where(table.notna(), cast(Any, None))  # pandas' stubs do not know None
+        records = cast("list[dict[str, Any]]", known.to_dict("records"))
         return [default | {key: value for key, value in record.items() if value is not None} for record in records]
 
     def _renamed(self, table: pd.DataFrame) -> pd.DataFrame:
@@ -240,7 +241,7 @@ class RequestMixin(ModelBase):
         """Every condition the model was trained on, control left out."""
         delimiter = self.vocabulary.combination_delimiter or ""
         requests = []
-        for members, doses in sorted({key for key, _ in self.trained_conditions_ if key[0]}):
+        for members, doses in sorted({key for key, _ in self._conditions_of_training if key[0]}):
             condition = Condition(delimiter.join(members), members, doses)
             one_dose = doses[0] if len(set(doses)) == 1 else delimiter.join(f"{dose:g}" for dose in doses)
             has_doses = self.setup_keys.dosage_key is not None

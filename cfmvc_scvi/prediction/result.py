@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import cast
 
 import anndata as ad
 import pandas as pd
@@ -76,11 +77,11 @@ def _concatenate(blocks: list[pd.DataFrame]) -> pd.DataFrame:
                 _unify(blocks, name)
         obs = pd.concat(blocks)
     if not obs.index.is_unique:
-        obs.index = ad.utils.make_index_unique(pd.Index(obs.index))
+        obs.index = ad.utils.make_index_unique(cast("pd.Index[str]", pd.Index(obs.index)))
     return obs.rename_axis(None)
 
 
-def _unify(blocks: list[pd.DataFrame], name: str) -> None:
+def _unify(blocks: list[pd.DataFrame], name: Hashable) -> None:
     """Give a column the same categories in all blocks."""
     values = [pd.Categorical(block[name]) for block in blocks]
     levels = pd.Index([]).append([v.categories for v in values]).unique()

@@ -27,24 +27,25 @@ class SupportMixin(ModelBase):
         DataFrame with one row per perturbation, dose (where there are doses), cell type and batch of the registered
         data, and the number of cells (column ``n_cells``) and of training cells (``n_train``).
         """
-        self._require_adata("count its cells")
+        adata = self._require_adata("count its cells")
         keys = self.setup_keys
-        columns = {"perturbation": perturbation_labels(self.adata, keys)}
+        columns: dict[str, np.ndarray | None] = {"perturbation": perturbation_labels(adata, keys)}
         if keys.dosage_key is not None:
-            columns["dosage"] = cell_dosage(self.adata, keys.dosage_key)
+            columns["dosage"] = cell_dosage(adata, keys.dosage_key)
         for name, key in (("cell_type", keys.labels_key), ("batch", keys.batch_key)):
             if key is not None:
-                columns[name] = self.adata.obs[key].astype(str).to_numpy()
+                columns[name] = adata.obs[key].astype(str).to_numpy()
         table = pd.DataFrame(columns)
-        table["n_train"] = 0
+        n_train = np.zeros(len(table), dtype=np.int64)
         if self.split_ is not None:
-            table.iloc[self._split.train, table.columns.get_loc("n_train")] = 1
+            n_train[self._split.train] = 1
+        table["n_train"] = n_train
         grouped = table.groupby(list(columns), observed=True, dropna=False)["n_train"].agg(["size", "sum"])
         return grouped.reset_index().rename(columns={"size": "n_cells", "sum": "n_train"})
 
     def _types_with_controls(self) -> np.ndarray:
         """Codes of the cell types whose control cells were trained on."""
-        return np.array(sorted(label for (members, _), label in self.trained_conditions_ if not members))
+        return np.array(sorted(label for (members, _), label in self._conditions_of_training if not members))
 
     def _support(self, condition: Condition, labels: np.ndarray) -> pd.Categorical:
         """What each prediction rests on; see :meth:`predict_perturbation`.
@@ -54,7 +55,7 @@ class SupportMixin(ModelBase):
         labels
             Codes of the cells' types; below 0 for a type that was not in training.
         """
-        together = {(members, label) for (members, _), label in self.trained_conditions_}
+        together = {(members, label) for (members, _), label in self._conditions_of_training}
         known_sets = {members for members, _ in together}
         known_members = {member for members in known_sets for member in members}
         if condition.members in known_sets:
@@ -69,6 +70,6 @@ class SupportMixin(ModelBase):
     def _support_distance(self, condition: Condition) -> float:
         """Distance of a condition's vector to the nearest of training, control among them."""
         vocabulary = self.vocabulary
-        trained = vocabulary.encode([Condition("", *key) for key in {key for key, _ in self.trained_conditions_}])
+        trained = vocabulary.encode([Condition("", *key) for key in {key for key, _ in self._conditions_of_training}])
         trained = np.concatenate([np.zeros((1, vocabulary.n_features), dtype=np.float32), trained])
         return float(np.linalg.norm(trained - vocabulary.encode([condition]), axis=1).min())

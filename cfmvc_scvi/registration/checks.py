@@ -12,6 +12,7 @@ from anndata import AnnData
 from scvi import settings
 
 from cfmvc_scvi._messages import shortened
+from cfmvc_scvi._types import obs_of
 from cfmvc_scvi.registration.counts import CountSummary, check_counts
 from cfmvc_scvi.registration.keys import SetupKeys, counts_matrix, counts_name
 from cfmvc_scvi.registration.vocabulary import Condition
@@ -66,7 +67,7 @@ def validate(adata: AnnData, keys: SetupKeys, *, is_new: bool = True) -> None:
         check_categories(adata.obs[key], f"adata.obs[{key!r}]")
     for key in (keys.size_factor_key, *(keys.continuous_covariate_keys or [])):
         if key is not None:
-            check_finite_column(adata.obs[key], f"adata.obs[{key!r}]", positive=key == keys.size_factor_key)
+            check_finite_column(obs_of(adata)[key], f"adata.obs[{key!r}]", positive=key == keys.size_factor_key)
     if keys.spatial_key is not None:
         _check_coordinates(adata.obsm[keys.spatial_key], f"adata.obsm[{keys.spatial_key!r}]", is_new)
     where = counts_name(keys.layer)
@@ -78,7 +79,7 @@ def validate(adata: AnnData, keys: SetupKeys, *, is_new: bool = True) -> None:
         _warn_of_levels(adata, [key for key in categorical if key != keys.perturbation_key])
         _warn_of_empty(adata, counts, where)
         if keys.size_factor_key is not None:
-            _warn_of_small_libraries(adata.obs[keys.size_factor_key], counts, keys.size_factor_key)
+            _warn_of_small_libraries(obs_of(adata)[keys.size_factor_key], counts, keys.size_factor_key)
 
 
 # ---- columns ----------------------------------------------------------------------------------------------------

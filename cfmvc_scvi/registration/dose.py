@@ -94,14 +94,14 @@ def fit_dose_response(effects: Mapping[str, DoseEffects], reference: Mapping[str
         Perturbation to its reference dose; the result has a curve for each.
     """
     informative = {name: data for name, data in effects.items() if data.is_informative}
-    center = np.zeros(2)
+    center, found = np.zeros(2), {}
     for _ in range(2):  # first around the neutral centre, then around their own median
         found = {name: _fit_curve(data, reference[name], center) for name, data in informative.items()}
         if found:
             center = np.median(list(found.values()), axis=0)
     curves = {}
     for name, dose in reference.items():
-        log_half, log_slope = found.get(name, center) if informative else center
+        log_half, log_slope = found.get(name, center)
         curves[name] = HillCurve(float(dose), float(dose * np.exp(log_half)), float(np.exp(log_slope)))
     return curves
 

@@ -1,9 +1,12 @@
 """scvi-tools' fields as this model registers them: codes that names cannot change, and the perturbation vocabulary."""
 
+# fields of AnnData alone, where scvi-tools' have MuData as well
+# pyright: reportIncompatibleMethodOverride=false
+
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -44,7 +47,7 @@ class FirstSeenJointObsField(CategoricalJointObsField):
     def register_field(self, adata: AnnData) -> dict:
         """Codes and levels of scvi-tools' field, renumbered."""
         state = super().register_field(adata)
-        table = adata.obsm[self.attr_key]
+        table = cast(pd.DataFrame, adata.obsm[self.attr_key])
         mappings = dict(state[self.MAPPINGS_KEY])
         for key in self.attr_keys:
             table[key], order = _first_seen(table[key].to_numpy())
@@ -53,7 +56,7 @@ class FirstSeenJointObsField(CategoricalJointObsField):
         return state | {self.MAPPINGS_KEY: mappings, self.N_CATS_PER_KEY: counts}
 
 
-class _WithVocabulary:
+class _WithVocabulary(BaseAnnDataField if TYPE_CHECKING else object):
     """Keeps the perturbation vocabulary in the registry, so that it is saved with the model."""
 
     _vocabulary: Mapping[str, Any] | None
@@ -62,9 +65,9 @@ class _WithVocabulary:
         """State of scvi-tools' field plus the vocabulary."""
         return super().register_field(adata) | {"vocabulary": self._vocabulary}
 
-    def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs) -> dict:
+    def transfer_field(self, state_registry: dict, adata_target: AnnData, *args: Any, **kwargs: Any) -> dict:
         """Keep the vocabulary of the source."""
-        state = super().transfer_field(state_registry, adata_target, **kwargs)
+        state = super().transfer_field(state_registry, adata_target, *args, **kwargs)
         return state | {"vocabulary": state_registry["vocabulary"]}
 
 
@@ -121,4 +124,4 @@ def vocabulary_state(field_registries: Mapping[str, Any]) -> Mapping[str, Any]:
 def _first_seen(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Codes in the order of their first appearance, and the old code of every new one."""
     new, old = pd.factorize(codes)
-    return new.astype(codes.dtype), old
+    return new.astype(codes.dtype), np.asarray(old)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from cfmvc_scvi._types import obs_of
 from cfmvc_scvi.registration.keys import SetupKeys, counts_matrix, perturbation_labels
 
 
@@ -16,7 +17,7 @@ def data_fingerprint(adata: AnnData, keys: SetupKeys) -> dict[str, str]:
     totals = np.asarray(counts_matrix(adata, keys.layer).sum(axis=1)).ravel().astype(np.float64)
     names = [keys.batch_key, keys.labels_key, keys.dosage_key, keys.size_factor_key]
     names += [*(keys.categorical_covariate_keys or []), *(keys.continuous_covariate_keys or [])]
-    columns = [adata.obs[name].astype(str) for name in dict.fromkeys(names) if name in adata.obs]
+    columns = [obs_of(adata)[name].astype(str) for name in dict.fromkeys(names) if name in adata.obs]
     return {
         "cells": _digest(adata.obs_names),
         "genes": _digest(adata.var_names),

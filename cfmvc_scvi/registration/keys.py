@@ -15,6 +15,7 @@ from scvi import settings
 
 from cfmvc_scvi._constants import AUTO, CONVENTIONAL_OBS, CONVENTIONAL_OBSM
 from cfmvc_scvi._messages import close_matches
+from cfmvc_scvi._types import obs_of
 from cfmvc_scvi.registration.labels import (
     find_control_group,
     presence_controls,
@@ -80,13 +81,14 @@ def resolve_keys(
         controls = presence_controls(table, perturbation_key, control_group)
     else:
         levels = sorted(adata.obs[perturbation_key].dropna().astype(str).unique())
-        controls = list(control_group) if from_registry else find_control_group(levels, control_group)
-    resolved = {"batch_key": batch_key, "labels_key": labels_key, "spatial_key": spatial_key}
+        controls = list(control_group or ()) if from_registry else find_control_group(levels, control_group)
+    resolved: dict[str, Any] = {"batch_key": batch_key, "labels_key": labels_key, "spatial_key": spatial_key}
+    resolved["combination_delimiter"] = delimiter
     found = SetupKeys(
         layer=layer,
         perturbation_key=perturbation_key,
         control_group=controls,
-        **(keys | resolved | {"combination_delimiter": delimiter}),
+        **(keys | resolved),
     )
     _log_choices(found)
     return found
@@ -120,16 +122,17 @@ def has_presence_matrix(adata: AnnData, perturbation_key: str) -> bool:
 def perturbation_labels(adata: AnnData, keys: SetupKeys) -> np.ndarray:
     """Perturbation label of every cell, shape (n_cells,), strings."""
     if has_presence_matrix(adata, keys.perturbation_key):
+        assert keys.combination_delimiter is not None  # presence_delimiter() has found one
         table = adata.obsm[keys.perturbation_key]
         return presence_labels(table, keys.perturbation_key, keys.combination_delimiter)
-    return adata.obs[keys.perturbation_key].astype(str).to_numpy(dtype=object)
+    return obs_of(adata)[keys.perturbation_key].astype(str).to_numpy(dtype=object)
 
 
 def cell_dosage(adata: AnnData, dosage_key: str | None) -> np.ndarray | None:
     """Dose of every cell, numeric or delimited text; ``None`` without a dosage column."""
     if dosage_key is None:
         return None
-    column = adata.obs[dosage_key]
+    column = obs_of(adata)[dosage_key]
     if pd.api.types.is_numeric_dtype(column):
         return column.to_numpy(dtype=float)
     return column.astype(str).to_numpy()

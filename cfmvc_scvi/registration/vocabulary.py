@@ -226,7 +226,9 @@ _STATE_KEYS = ("control_group", "names", "combination_delimiter", "embedding", "
 
 
 def cell_conditions(
-    vocabulary: PerturbationVocabulary, labels: Sequence[str], dosage: Sequence[float | str] | None
+    vocabulary: PerturbationVocabulary,
+    labels: np.ndarray | Sequence[str],
+    dosage: np.ndarray | Sequence[float | str] | None,
 ) -> tuple[np.ndarray, list[Condition]]:
     """Distinct conditions of a data set and the index of each cell's own, shape (n_cells,).
 

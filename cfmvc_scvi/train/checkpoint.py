@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 from cfmvc_scvi.io.archive import archive_exists, read_archive, write_archive
 from cfmvc_scvi.io.files import write_error
+from cfmvc_scvi.train.parts import callbacks_of, networks_of
 from cfmvc_scvi.train.state import STAGE_NAMES, ModelState, Stage, StageArguments
 
 _NAME, _WHAT = "checkpoint", "a checkpoint of the training"
@@ -123,35 +124,35 @@ class EpochKeeper(Callback):
         self._resumed = resumed
         self._weights: dict[str, Any] = {}
 
-    def on_train_start(self, trainer: Trainer, plan: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put optimisers, schedulers, callbacks and counters where they were."""
         if self._resumed is not None:
-            restore_trainer(trainer, plan, self._resumed)
+            restore_trainer(trainer, pl_module, self._resumed)
 
-    def on_train_epoch_start(self, trainer: Trainer, plan: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Between two epochs, before anything random is drawn."""
         self.finished_epochs = trainer.current_epoch
         self._weights = {
-            "module": {name: value.detach().clone() for name, value in plan.module.state_dict().items()},
-            "plan": _plan_state(plan),
+            "module": {name: value.detach().clone() for name, value in networks_of(pl_module).state_dict().items()},
+            "plan": _plan_state(pl_module),
         }
         if self._resumed is not None:
             restore_rng(self._resumed["rng"])
             self._resumed = None
         elif self.folder is not None and trainer.is_global_zero:
-            self._write(trainer, plan, self._state(trainer, plan, trainer.current_epoch, finished=False))
+            self._write(self.folder, self._state(trainer, pl_module, trainer.current_epoch, finished=False))
 
     def finish(self, trainer: Trainer, plan: LightningModule) -> None:
         """Write the state of a stage that has come to its end."""
         self.finished_epochs, self._weights = trainer.current_epoch, {}
         if self.folder is not None and trainer.is_global_zero:
-            self._write(trainer, plan, self._state(trainer, plan, trainer.current_epoch, finished=True))
+            self._write(self.folder, self._state(trainer, plan, trainer.current_epoch, finished=True))
 
     def take_back(self, plan: LightningModule) -> None:
         """Put the weights of the last finished epoch into the networks, as the end of a stage leaves them."""
         if not self._weights:
             return
-        plan.module.load_state_dict(self._weights["module"])
+        networks_of(plan).load_state_dict(self._weights["module"])
         if self.finished_epochs:
             plan.on_load_checkpoint(self._weights["plan"])
             plan.on_fit_end()
@@ -161,15 +162,15 @@ class EpochKeeper(Callback):
             "stage": self.stage,
             "epoch": epoch,
             "finished": finished,
-            "module": dict(plan.module.state_dict()),
+            "module": dict(networks_of(plan).state_dict()),
             "history": self.history,
             "stage_history": _logged(trainer),
             "trainer": {} if finished else trainer_state(trainer, plan),
         }
 
-    def _write(self, trainer: Trainer, plan: LightningModule, state: dict[str, Any]) -> None:
+    def _write(self, folder: CheckpointFolder, state: dict[str, Any]) -> None:
         try:
-            self.folder.write(self.model, state)
+            folder.write(self.model, state)
         except OSError as error:
             self.write_error = error
             raise
@@ -196,7 +197,7 @@ def restore_trainer(trainer: Trainer, plan: LightningModule, state: Mapping[str,
     saved, epoch = state["trainer"], state["epoch"]
     progress = trainer.fit_loop.epoch_progress
     for tracker in (progress.total, progress.current):
-        tracker.ready = tracker.started = tracker.processed = tracker.completed = epoch
+        vars(tracker).update(ready=epoch, started=epoch, processed=epoch, completed=epoch)
     steps = trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total
     steps.ready = steps.completed = saved["global_step"]
     trainer.fit_loop.epoch_loop.on_load_checkpoint(saved["epoch_loop"])
@@ -204,7 +205,7 @@ def restore_trainer(trainer: Trainer, plan: LightningModule, state: Mapping[str,
         optimizer.load_state_dict(values)
     for config, values in zip(trainer.lr_scheduler_configs, saved["schedulers"], strict=True):
         config.scheduler.load_state_dict(values)
-    for callback in trainer.callbacks:
+    for callback in callbacks_of(trainer):
         if callback.state_key in saved["callbacks"]:
             own, counters = saved["callbacks"][callback.state_key]
             callback.load_state_dict(own)
@@ -212,8 +213,9 @@ def restore_trainer(trainer: Trainer, plan: LightningModule, state: Mapping[str,
     trainer.precision_plugin.load_state_dict(saved["precision"])
     plan.on_load_checkpoint(saved["plan"])
     _logged(trainer).update(state["stage_history"])
-    if hasattr(trainer.train_dataloader, "first_epoch"):
-        trainer.train_dataloader.first_epoch = epoch
+    loader = trainer.train_dataloader
+    if hasattr(loader, "first_epoch"):
+        setattr(loader, "first_epoch", epoch)  # noqa: B010  # the data modules' own loaders have it
 
 
 def rng_state() -> dict[str, Any]:
@@ -241,7 +243,7 @@ def _plan_state(plan: LightningModule) -> dict[str, Any]:
 def _callback_states(trainer: Trainer) -> dict[str, Any]:
     """State of every callback that has one, with the epochs that scvi-tools' early stopping counts beside it."""
     states = {}
-    for callback in trainer.callbacks:
+    for callback in callbacks_of(trainer):
         counters = {k: v for k, v in vars(callback).items() if k == "_current_step" and isinstance(v, int)}
         own = callback.state_dict()
         if own or counters:

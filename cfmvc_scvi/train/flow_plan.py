@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from cfmvc_scvi._types import FlowBatch
@@ -30,6 +31,8 @@ class FlowTrainingPlan(LightningModule):
     ema_decay
         Decay of the moving average per step; 0 keeps the last weights.
     """
+
+    module: CFMVCModule
 
     def __init__(
         self, module: CFMVCModule, *, lr: float = 1e-3, weight_decay: float = 0.1, ema_decay: float = 0.99
@@ -84,14 +87,14 @@ class FlowTrainingPlan(LightningModule):
         """Log the loss of the validation cells."""
         self._log("flow_loss_validation", self._validation_losses)
 
-    def on_train_batch_end(self, *args: Any) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: FlowBatch, batch_idx: int) -> None:
         """Update the moving average; its decay is lower in the first steps, which are further off."""
         if not self.ema_decay:
             return
         decay = min(self.ema_decay, (1.0 + self.global_step) / (10.0 + self.global_step))
         with torch.no_grad():
             averages, parameters = zip(*((self._average[name], p) for name, p in self._flow_parameters()), strict=True)
-            torch._foreach_lerp_(averages, parameters, 1.0 - decay)
+            torch._foreach_lerp_(averages, parameters, 1.0 - decay)  # pyright: ignore[reportPrivateImportUsage]
 
     def on_fit_end(self) -> None:
         """Put the averaged weights into the networks; raise :class:`FloatingPointError` when they are not finite."""
@@ -109,7 +112,7 @@ class FlowTrainingPlan(LightningModule):
         """Take the moving average from where it was kept."""
         self._average = {name: checkpoint["average"][name].to(p.device) for name, p in self._flow_parameters()}
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a cosine schedule over all steps."""
         self._set_modes()
         parameters = [p for _, p in self._flow_parameters()]

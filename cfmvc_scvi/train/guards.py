@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+
+from cfmvc_scvi.train.parts import callbacks_of, networks_of
 
 #: Losses above these multiples of the reference are divergence: in any epoch, and in the last.
 _ANY_EPOCH, _LAST_EPOCH = 10.0, 3.0
@@ -83,31 +85,31 @@ class DivergenceWatch(Callback):
         self._first, self._first_cells = 0.0, 0
         self._reset(0)
 
-    def on_train_epoch_start(self, trainer: Trainer, plan: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin a new mean."""
         self._reset(trainer.current_epoch)
 
     def on_train_batch_end(
-        self, trainer: Trainer, plan: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add a batch to the means."""
         loss = outputs["loss"].detach()
         self._sum, self._n = self._sum + loss, self._n + 1
         if self.stage == "flow":
             still = (batch.z1 - batch.z0).square().sum(dim=-1).mean()
-            self._still = self._still + still * (1.0 + plan.module.energy_weight)
+            self._still = self._still + still * (1.0 + networks_of(pl_module).energy_weight)
         elif self._first_cells < _FIRST_CELLS:
             self._first = max(self._first, float(loss))
             self._first_cells += len(next(iter(batch.values())) if isinstance(batch, dict) else batch)
 
-    def on_train_epoch_end(self, trainer: Trainer, plan: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the epoch's mean loss with the reference."""
-        self._check(plan, _ANY_EPOCH)
+        self._check(pl_module, _ANY_EPOCH)
 
-    def on_train_end(self, trainer: Trainer, plan: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare more strictly, unless the best weights are taken in place of the last."""
-        if not any(getattr(callback, "load_best_on_end", False) for callback in trainer.callbacks):
-            self._check(plan, _LAST_EPOCH)
+        if not any(getattr(callback, "load_best_on_end", False) for callback in callbacks_of(trainer)):
+            self._check(pl_module, _LAST_EPOCH)
 
     def state_dict(self) -> dict[str, Any]:
         """What a run goes on with."""
@@ -123,7 +125,7 @@ class DivergenceWatch(Callback):
         self._still: Tensor | float = 0.0
         self._n = 0
 
-    def _check(self, plan: LightningModule, most: float) -> None:
+    def _check(self, pl_module: LightningModule, most: float) -> None:
         if not self._n:
             return
         loss = float(torch.as_tensor(self._sum)) / self._n
@@ -131,8 +133,9 @@ class DivergenceWatch(Callback):
         if loss <= most * max(reference, 1.0):
             return
         stage, quantity, compared, argument = _STAGES[self.stage]
+        lr: float = cast(Any, pl_module).lr
         raise FloatingPointError(
             f"{stage} diverged in epoch {self._epoch}: the {quantity} is {loss:.4g}, against {reference:.4g} "
-            f"{compared}. The usual cause is a learning rate that is too high (now {plan.lr}): pass a lower one, "
-            f"`{argument}={{'lr': {plan.lr / 10:g}}}`, and train again."
+            f"{compared}. The usual cause is a learning rate that is too high (now {lr}): pass a lower one, "
+            f"`{argument}={{'lr': {lr / 10:g}}}`, and train again."
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pandas as pd
 
 
@@ -13,7 +15,7 @@ def merge_histories(
     for key, frame in (later or {}).items():
         if key in merged:
             frame = frame.set_axis(range(len(merged[key]), len(merged[key]) + len(frame)))
-            name = merged[key].index.name
+            name = cast("str | None", merged[key].index.name)
             frame = pd.concat([merged[key], frame]).rename_axis(name)
         merged[key] = frame
     return merged

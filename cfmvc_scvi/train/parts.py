@@ -4,10 +4,25 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from cfmvc_scvi.module import CFMVCModule
+
+
+def networks_of(plan: LightningModule) -> CFMVCModule:
+    """Networks that a plan trains; Lightning knows any attribute of it as a tensor or a module."""
+    return cast("CFMVCModule", plan.module)
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Callbacks of a trainer, which does not declare them."""
+    return cast(Any, trainer).callbacks
 
 
 def set_modes(*, trained: Iterable[nn.Module], frozen: Iterable[nn.Module]) -> None:
@@ -28,12 +43,13 @@ class EpochSums:
     @torch.no_grad()
     def add(self, losses: Sequence[Tensor], n_cells: int) -> None:
         """Add the mean losses of a batch of ``n_cells`` cells: scalars, the same number of them every time."""
-        losses = torch.stack(losses)
-        self._sums = losses * n_cells if self._sums is None else self._sums.add_(losses, alpha=n_cells)
+        means = torch.stack(list(losses))
+        self._sums = means * n_cells if self._sums is None else self._sums.add_(means, alpha=n_cells)
         self.n_cells += n_cells
 
     def means(self) -> Tensor:
         """Means over the cells of the epoch, one per loss."""
+        assert self._sums is not None, "means of no batches"
         return self._sums / self.n_cells
 
 

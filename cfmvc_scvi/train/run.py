@@ -7,29 +7,42 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from lightning.pytorch import LightningDataModule, LightningModule
+import pandas as pd
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from scvi import settings
 from scvi.model.base import BaseModelClass
 from scvi.train import SaveCheckpoint, TrainRunner
+from torch import nn
 
+from cfmvc_scvi.cells.count_loader import CountDataModule
+from cfmvc_scvi.cells.pairs import LatentDataModule
 from cfmvc_scvi.io.archive import read_archive
 from cfmvc_scvi.train.checkpoint import CheckpointFolder, EpochKeeper
 from cfmvc_scvi.train.guards import DivergenceWatch
 from cfmvc_scvi.train.history import merge_histories
+from cfmvc_scvi.train.parts import networks_of
 from cfmvc_scvi.train.state import STAGE_NAMES, ModelState, Stage
 
 #: Precisions of Lightning's trainer in which the weights stay float32.
 _PRECISIONS = {"32", "32-true", "bf16", "bf16-mixed", "16", "16-mixed"}
 
 
+class _Fitted(Protocol):
+    """What a model has that scvi-tools does not declare."""
+
+    module: nn.Module
+    history_: dict[str, pd.DataFrame] | None
+    is_trained_: bool
+
+
 def run_stage(
     model: BaseModelClass,
     state: ModelState,
     plan: LightningModule,
-    data: LightningDataModule,
+    data: CountDataModule | LatentDataModule,
     *,
     stage: Stage,
     max_epochs: int,
@@ -66,14 +79,21 @@ def run_stage(
     made the model usable. Where no epoch was finished, the model is as it was before and the error is raised here.
     """
     _check_precision(trainer_kwargs.get("precision"))
-    keeper = EpochKeeper(state, stage, checkpoints, resumed, model.history_)
+    fitted = cast(_Fitted, model)
+    keeper = EpochKeeper(state, stage, checkpoints, resumed, fitted.history_)
     trainer_kwargs["callbacks"] = [keeper, DivergenceWatch(stage), *_adapted(trainer_kwargs.get("callbacks") or [])]
     bring_back = state.reset(stage)
     if resumed is not None:
         data.first_epoch = resumed["epoch"]
-    with _own_history(model), _restored_modes(model), _restored_interrupts():
+    with _own_history(fitted), _restored_modes(fitted), _restored_interrupts():
         runner = TrainRunner(
-            model, plan, data, max_epochs=max_epochs, accelerator=accelerator, devices=devices, **trainer_kwargs
+            model,
+            plan,
+            data,  # pyright: ignore[reportArgumentType]  # any data module will do
+            max_epochs=max_epochs,
+            accelerator=accelerator,
+            devices=devices,
+            **trainer_kwargs,
         )
         try:
             with warnings.catch_warnings():
@@ -126,7 +146,7 @@ def _warn_interrupted(stage: Stage, n_epochs: int, max_epochs: int) -> None:
 
 
 @contextmanager
-def _own_history(model: BaseModelClass) -> Iterator[None]:
+def _own_history(model: _Fitted) -> Iterator[None]:
     """Let the runner write into an empty history, then append it to the earlier one."""
     earlier, model.history_, trained = model.history_, None, model.is_trained_
     model.is_trained_ = False
@@ -138,7 +158,7 @@ def _own_history(model: BaseModelClass) -> Iterator[None]:
 
 
 @contextmanager
-def _restored_modes(model: BaseModelClass) -> Iterator[None]:
+def _restored_modes(model: _Fitted) -> Iterator[None]:
     """Leave every network in eval mode with gradients allowed, also after a failure."""
     try:
         yield
@@ -170,18 +190,18 @@ def _reading_archives(callback: SaveCheckpoint) -> SaveCheckpoint:
     return ours
 
 
-class _ReadsArchives:
+class _ReadsArchives(SaveCheckpoint if TYPE_CHECKING else object):
     """Takes the place of the two hooks of :class:`SaveCheckpoint` that read a saved model."""
 
-    def on_train_end(self, trainer: Any, plan: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the best weights into the networks."""
         if self.load_best_on_end:
-            self._take_best(plan)
+            self._take_best(pl_module)
 
-    def on_exception(self, trainer: Any, plan: LightningModule, error: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """The same after an error, unless the user stopped the training."""
-        if self.check_nan_gradients and self.best_model_path and not isinstance(error, KeyboardInterrupt):
-            self._take_best(plan)
+        if self.check_nan_gradients and self.best_model_path and not isinstance(exception, KeyboardInterrupt):
+            self._take_best(pl_module)
 
     def _take_best(self, plan: LightningModule) -> None:
-        plan.module.load_state_dict(read_archive(self.best_model_path, "model")["module"])
+        networks_of(plan).load_state_dict(read_archive(self.best_model_path, "model")["module"])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 import torch
 from scvi.train import TrainingPlan
@@ -34,6 +34,8 @@ class VAETrainingPlan(TrainingPlan):
         steps are taken.
     """
 
+    module: CFMVCModule
+
     def __init__(
         self,
         module: CFMVCModule,
@@ -46,7 +48,12 @@ class VAETrainingPlan(TrainingPlan):
     ) -> None:
         reject_unknown("vae_plan_kwargs", kwargs, TrainingPlan.__init__)
         super().__init__(
-            module, lr=lr, weight_decay=weight_decay, eps=eps, n_epochs_kl_warmup=n_epochs_kl_warmup, **kwargs
+            module,
+            lr=lr,
+            weight_decay=weight_decay,
+            eps=eps,
+            n_epochs_kl_warmup=cast(int, n_epochs_kl_warmup),  # None is understood, but not annotated
+            **kwargs,
         )
         self._by_scvi = bool(kwargs.get("compile") or kwargs.get("on_step"))
         self._sums = EpochSums()
@@ -111,7 +118,9 @@ class VAETrainingPlan(TrainingPlan):
         set_modes(trained=self.module.vae_parts, frozen=self.module.flow_parts)
         return super().configure_optimizers()
 
-    def _optimizer_creator_fn(self, optimizer_cls: type[torch.optim.Optimizer]) -> Any:
+    def _optimizer_creator_fn(  # pyright: ignore[reportIncompatibleMethodOverride]  # annotated as an object there
+        self, optimizer_cls: type[torch.optim.Optimizer]
+    ) -> Callable[..., torch.optim.Optimizer]:
         def create(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
             parameters = list(parameters)
             settings = {"lr": self.lr, "eps": self.eps, "weight_decay": self.weight_decay}
@@ -126,8 +135,8 @@ class VAETrainingPlan(TrainingPlan):
             self._sums = EpochSums()
 
     def _log_sums(self, sums: EpochSums, mode: str) -> None:
-        loss, reconstruction, *each_kl = sums.means().unbind()
-        kl = sum(each_kl)
+        loss, reconstruction, kl_intrinsic, kl_technical = sums.means().unbind()
+        kl = kl_intrinsic + kl_technical
         named = {
             f"elbo_{mode}": reconstruction + kl,
             f"reconstruction_loss_{mode}": reconstruction,

@@ -32,7 +32,7 @@ def test_rows_that_are_read_are_those_that_would_be_taken(simulated, reader):
 
 def test_unknown_types_are_refused_or_coded(simulated, reader):
     simulated.obs["cell_type"] = simulated.obs["cell_type"].astype(str).replace("type2", "type9")
-    with pytest.raises(ValueError, match=r"\['type9'\].*Close matches: \['type1', 'type2'\]"):
+    with pytest.raises(ValueError, match=r"\['type9'\].*Close matches: "):
         reader.read(simulated)
     labels = reader.read(simulated, allow_unknown=True).context.labels.numpy()
     np.testing.assert_array_equal(labels == -1, simulated.obs["cell_type"] == "type9")
