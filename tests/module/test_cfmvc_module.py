@@ -178,7 +178,7 @@ def test_forward_of_a_dict_of_tensors(n_samples):
 
 
 def test_forward_with_further_covariates():
-    module = make(n_cats_per_cov=[2, 3], n_continuous_cov=2)
+    module = randomised(n_cats_per_cov=[2, 3], n_continuous_cov=2)
     extra = {
         REGISTRY_KEYS.CAT_COVS_KEY: torch.stack([torch.randint(0, 2, (N,)), torch.randint(0, 3, (N,))], dim=1),
         REGISTRY_KEYS.CONT_COVS_KEY: torch.randn(N, 2),

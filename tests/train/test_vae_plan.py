@@ -67,7 +67,7 @@ def test_an_epoch_that_is_cut_short_is_logged(simulated, build, quiet):
     model.train_vae(5, batch_size=32, max_steps=11, **quiet)
     assert len(model.history["elbo_train"]) == 2
     losses = model.history["elbo_train"].to_numpy(dtype=float).ravel()
-    assert losses[1] < losses[0]  # the second, of three batches, is a mean over its cells too
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)  # the second, of three batches, is a mean over its cells too
 
 
 @pytest.mark.slow
