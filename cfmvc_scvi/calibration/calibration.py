@@ -231,7 +231,7 @@ class Calibration:
 
     # ---- the mean effect --------------------------------------------------------------------------------------
 
-    def mean_effects(self, condition: Condition, labels: Sequence[int], solver: Solver) -> np.ndarray:
+    def mean_effects(self, condition: Condition, labels: Sequence[int] | np.ndarray, solver: Solver) -> np.ndarray:
         """Mean effect of a condition in cell types, shape (n_labels, n_genes).
 
         Change of the mean of log1p of counts per 10,000; no gene is taken below zero.
@@ -257,7 +257,7 @@ class Calibration:
         moved = cells.moved(self.vocabulary.encode([condition])[0], self.module, solver)
         return cells.decoded(moved, self.module)
 
-    def effect_error(self, condition: Condition, labels: Sequence[int]) -> EffectError:
+    def effect_error(self, condition: Condition, labels: Sequence[int] | np.ndarray) -> EffectError:
         """Mean effects of a condition in cell types by the process, and the covariance of their errors.
 
         Raises

@@ -96,7 +96,7 @@ class EffectGP:
         self.state["weights"] = weights
         return self
 
-    def predict(self, members: np.ndarray, context: int) -> np.ndarray:
+    def predict(self, members: np.ndarray, context: int | np.integer) -> np.ndarray:
         """Mean effect (n_genes,) in a context of the perturbations with these vectors, (n_members, n_features)."""
         state = self.state
         members = members.astype(np.float64)

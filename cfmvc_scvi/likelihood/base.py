@@ -36,7 +36,7 @@ class Likelihood(nn.Module, ABC):
 
     @abstractmethod
     def log_prob(
-        self, x: Float[Tensor, "n n_genes"], log_mean: Float[Tensor, "*draws n n_genes"]
+        self, x: Real[Tensor, "n n_genes"], log_mean: Float[Tensor, "*draws n n_genes"]
     ) -> Float[Tensor, "*draws n n_genes"]:
         """Log-probability of the counts ``x`` given the log of their means, in at least float32; (n, n_genes)."""
 

@@ -42,7 +42,7 @@ class NegativeBinomial(Likelihood):
         return self.bounded_log_theta.exp()
 
     def log_prob(
-        self, x: Float[Tensor, "n n_genes"], log_mean: Float[Tensor, "*draws n n_genes"]
+        self, x: Real[Tensor, "n n_genes"], log_mean: Float[Tensor, "*draws n n_genes"]
     ) -> Float[Tensor, "*draws n n_genes"]:
         """See :meth:`Likelihood.log_prob`."""
         return nb_log_prob(x, log_mean, self.theta)

@@ -113,7 +113,7 @@ class VAETrainingPlan(TrainingPlan):
         """Raise :class:`FloatingPointError` when the weights are not finite."""
         check_finite_weights(self.module.vae_parts, "stage 1 (VAE)", "vae_plan_kwargs", self.lr)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Optimiser over the parameters of stage 1 only."""
         set_modes(trained=self.module.vae_parts, frozen=self.module.flow_parts)
         return super().configure_optimizers()
