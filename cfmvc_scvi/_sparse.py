@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,6 +23,11 @@ def column_shares(n_columns: int) -> int:
     one that takes longer than the arithmetic. With columns of its own a thread meets none of the others' memory.
     """
     return math.gcd(n_columns, torch.get_num_threads())
+
+
+def shape_of(matrix: sparse.csr_matrix) -> tuple[int, int]:
+    """Shape of a matrix, of which scipy's own code says that it may be ``None``."""
+    return cast("tuple[int, int]", matrix.shape)
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,8 @@ class SparseRows:
     @classmethod
     def from_scipy(cls, matrix: sparse.csr_matrix) -> SparseRows:
         """Rows of a CSR matrix, whose values are not copied."""
-        return cls(_by_row(matrix, [matrix.shape[0]], 1), matrix.shape[1])
+        n_rows, n_columns = shape_of(matrix)
+        return cls(_by_row(matrix, [n_rows], 1), n_columns)
 
     @classmethod
     def in_parts(cls, lines: sparse.csr_matrix, sizes: Sequence[int], shares: int) -> Iterator[SparseRows]:
@@ -133,7 +140,7 @@ class SparseRows:
         """
         by_row, ends = _by_row(lines, sizes, shares), np.r_[0, np.cumsum(sizes)] * shares
         for first, last in itertools.pairwise(ends):
-            yield cls(by_row.lines(by_row.starts[first : last + 1]), lines.shape[1], shares)
+            yield cls(by_row.lines(by_row.starts[first : last + 1]), shape_of(lines)[1], shares)
 
     def __len__(self) -> int:
         return (len(self.by_row.starts) - 1) // self.shares
@@ -179,14 +186,15 @@ def _by_row(lines: sparse.csr_matrix, sizes: Sequence[int], shares: int) -> Entr
     rows = np.concatenate([np.tile(np.arange(n, dtype=np.int32), shares) for n in sizes])
     rows = np.repeat(rows, np.diff(lines.indptr))
     columns = lines.indices.astype(np.int32, copy=False)
-    return Entries(*(torch.from_numpy(x) for x in (lines.data, rows, columns)), lines.indptr)
+    values, rows, columns = (torch.from_numpy(x) for x in (lines.data, rows, columns))
+    return Entries(values, rows, columns, lines.indptr)
 
 
 def columns_of_parts(lines: sparse.csr_matrix, sizes: Sequence[int], shares: int) -> Iterator[Bags]:
     """Columns of every part of :meth:`SparseRows.in_parts`, sorted together as if each part had its own."""
-    n_columns, ends = lines.shape[1], np.r_[0, np.cumsum(sizes)] * shares
+    n_columns, ends = shape_of(lines)[1], np.r_[0, np.cumsum(sizes)] * shares
     part = np.repeat(np.arange(len(sizes), dtype=np.int32), np.diff(lines.indptr[ends]))
-    shape = (lines.shape[0], len(sizes) * n_columns)
+    shape = (shape_of(lines)[0], len(sizes) * n_columns)
     turned = sparse.csr_matrix((lines.data, lines.indices + part * n_columns, lines.indptr), shape).tocsc()
     for index, n in enumerate(sizes):
         starts = turned.indptr[index * n_columns : (index + 1) * n_columns + 1]

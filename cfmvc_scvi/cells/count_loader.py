@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from scipy import sparse
 
 from cfmvc_scvi._constants import CP10K, LARGE_COUNT
-from cfmvc_scvi._sparse import Entries, SparseRows, column_shares, columns_of_parts
+from cfmvc_scvi._sparse import Entries, SparseRows, column_shares, columns_of_parts, shape_of
 from cfmvc_scvi._types import CellSplit, CountBatch, FlowContext
 from cfmvc_scvi.cells.table import CellTable, canonical
 
@@ -93,7 +93,7 @@ class HostCounts:
     def __init__(self, cells: CellTable) -> None:
         counts = cells.counts if sparse.issparse(cells.counts) else sparse.csr_matrix(cells.counts)
         self.cells = replace(cells, counts=counts, context=stage1_context(cells.context))
-        self._shares = column_shares(counts.shape[1]) if counts.has_canonical_format else 1
+        self._shares = column_shares(shape_of(counts)[1]) if counts.has_canonical_format else 1
         self._lines = _cut(counts, self._shares)
 
     def batches(self, rows: np.ndarray, size: int) -> Iterator[CountBatch]:
@@ -209,6 +209,7 @@ class CountDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Bring the counts to where the batches are made."""
+        assert self.trainer is not None  # it calls this
         device = self.trainer.strategy.root_device
         self._source = DeviceCounts(self._host, device) if self._fits(device) else self._host
 
@@ -257,14 +258,14 @@ def _lognorm(lines: sparse.csr_matrix, library: np.ndarray) -> sparse.csr_matrix
 
 def _cut(counts: sparse.csr_matrix, shares: int) -> sparse.csr_matrix:
     """Every row as one line for each share of the columns; entries are not copied, and must be in order."""
-    ends = counts.indptr[1:]
+    (n_rows, n_columns), ends = shape_of(counts), counts.indptr[1:]
     starts = [counts.indptr[:-1]]
     for share in range(1, shares):
-        low, high, column = starts[-1], ends, share * counts.shape[1] // shares
+        low, high, column = starts[-1], ends, share * n_columns // shares
         while (open_ := low < high).any():  # the first entry at this column or after it, in all rows at once
             middle = low + (high - low) // 2
             before = open_ & (counts.indices[np.minimum(middle, counts.nnz - 1)] < column)
             low, high = np.where(before, middle + 1, low), np.where(before, high, middle)
         starts.append(low)
     indptr = np.append(np.stack(starts, axis=1).ravel(), ends[-1:])
-    return sparse.csr_matrix((counts.data, counts.indices, indptr), (counts.shape[0] * shares, counts.shape[1]))
+    return sparse.csr_matrix((counts.data, counts.indices, indptr), (n_rows * shares, n_columns))

@@ -88,7 +88,9 @@ class _DrawWithKL(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, by_draw: Tensor, by_first: Tensor, by_last: Tensor) -> tuple[Tensor, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, by_draw: Tensor, by_first: Tensor, by_last: Tensor
+    ) -> tuple[Tensor, ...]:
         spread, scaled, growth, square = ctx.saved_tensors
         cut = scaled.shape[1] - square.shape[1]
         upstream = torch.cat([by_first.expand(cut), by_last.expand(square.shape[1])]).div_(len(scaled))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import Tensor, nn
 
@@ -19,7 +20,9 @@ class NoProfiler(PassThroughProfiler):
 
     _nothing = nullcontext()
 
-    def profile(self, action_name: str) -> AbstractContextManager[None]:
+    def profile(  # pyright: ignore[reportIncompatibleMethodOverride]  # any context manager will do
+        self, action_name: str
+    ) -> AbstractContextManager[None]:
         """See :meth:`lightning.pytorch.profilers.Profiler.profile`."""
         return self._nothing
 
@@ -67,7 +70,7 @@ class JoinedParameters:
         return [part.view_as(p) for part, p in zip(parts, self.parameters, strict=True)]
 
 
-class LeanSteps:
+class LeanSteps(LightningModule if TYPE_CHECKING else object):
     """Plan without work that steps of a small network would feel.
 
     Gradients whose norm needs no clipping are left alone, and others are scaled where the optimiser reads them:
@@ -79,7 +82,7 @@ class LeanSteps:
     _joined: JoinedParameters | None = None
 
     def lean_optimizer(
-        self, optimizer: type[torch.optim.Optimizer], parameters: Iterable[nn.Parameter], **settings: Any
+        self, optimizer: Callable[..., torch.optim.Optimizer], parameters: Iterable[nn.Parameter], **settings: Any
     ) -> torch.optim.Optimizer:
         """Optimiser whose step is one kernel, on devices that have it, and for which small parameters are joined.
 
@@ -122,15 +125,15 @@ class LeanSteps:
     ) -> None:
         """See :meth:`lightning.pytorch.LightningModule.configure_gradient_clipping`."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        by_norm = gradient_clip_val and gradient_clip_algorithm in (None, "norm")
+        by_norm = gradient_clip_algorithm in (None, "norm")
         on_cpu = all(p.device.type == "cpu" for p in parameters)
-        if not (by_norm and on_cpu and parameters and hasattr(nn.utils, "clip_grads_with_norm_")):
+        if not (gradient_clip_val and by_norm and on_cpu and parameters and hasattr(nn.utils, "clip_grads_with_norm_")):
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         gradients = [p.grad.flatten() for p in parameters]
         norm = torch.stack([torch.dot(g, g) for g in gradients]).sum().sqrt()
         needed = not float(norm) <= gradient_clip_val
         if optimizer.defaults.get("fused"):  # divides the gradients by it in its own pass over them
-            optimizer.grad_scale = (norm + 1e-6) / gradient_clip_val if needed else None
+            vars(optimizer)["grad_scale"] = (norm + 1e-6) / gradient_clip_val if needed else None
         elif needed:
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
