@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -238,7 +238,8 @@ def _decode_strings(items: list, plain: dict, arrays: Mapping[str, np.ndarray]) 
 
 
 def _decode_categorical(codes: str, plain: dict, arrays: Mapping[str, np.ndarray]) -> pd.Categorical:
-    return pd.Categorical.from_codes(arrays[codes], _decode(plain["categories"], arrays), ordered=plain["ordered"])
+    of_cells = cast(Sequence[int], arrays[codes])  # pandas' stubs know no arrays here
+    return pd.Categorical.from_codes(of_cells, _decode(plain["categories"], arrays), ordered=plain["ordered"])
 
 
 _DECODERS: dict[str, Callable[[Any, dict, Mapping[str, np.ndarray]], Any]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -193,7 +193,7 @@ class _Task:
         functions = {
             "pearson_delta": lambda: pearson_delta(pred, truth, self.control),
             "pearson_delta_top": lambda: pearson_delta(pred, truth, self.control, genes=self.top),
-            "pearson_delta_centroid": lambda: pearson_delta_centroid(pred, truth, self.centroid),
+            "pearson_delta_centroid": lambda: pearson_delta_centroid(pred, truth, cast(np.ndarray, self.centroid)),
             "mse_mean": lambda: mse_mean(pred, truth),
             "mse_mean_top": lambda: mse_mean(pred, truth, genes=self.top),
             "r2_mean": lambda: r2_mean(pred, truth),
@@ -278,7 +278,7 @@ def _de_genes(de_genes: Any, names: pd.Index | None, truth: np.ndarray, control:
         unknown = [gene for gene in selection if gene not in names]
         if unknown:
             raise ValueError(f"`de_genes` names {len(unknown)} gene(s) not in `gene_names`: {unknown[:5]}.")
-        selection = names.get_indexer(selection)
+        selection = names.get_indexer(pd.Index(selection))
     return np.asarray(check_genes(selection, truth.shape[1]))
 
 
@@ -287,6 +287,7 @@ def _set_projection(task: _Task, training: Training | None, pcs: Any, metrics: S
     if pcs is None or unused or (training is None and isinstance(pcs, (int, np.integer))):
         return
     if isinstance(pcs, (int, np.integer)):
+        assert training is not None  # else there was nothing to do
         task.projection = fit_pcs([task.control, *(x for pair in training.values() for x in pair)], int(pcs))
     elif hasattr(pcs, "transform"):
         task.projection = pcs
@@ -326,5 +327,5 @@ def _scaled(raw: pd.DataFrame, baseline: str) -> pd.DataFrame:
     lower = ["mse_mean", "mse_mean_top", "energy_distance", "energy_distance_top", "energy_distance_pcs",
              "relative_mmd", "variance_ratio_top"]  # fmt: skip
     sign = pd.Series({metric: -1.0 if metric in lower else 1.0 for metric in values})
-    room = values.loc[CEILING] - values.loc[baseline]
+    room = cast(pd.Series, values.loc[CEILING] - values.loc[baseline])
     return (values - values.loc[baseline]) / room.where(sign * room > 0)

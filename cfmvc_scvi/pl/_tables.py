@@ -110,13 +110,14 @@ def benchmark(
             raise ValueError(f"`metrics` {missing} are not in the table, which has {list(raw)}.")
         raw, scaled = raw[list(metrics)], scaled[list(metrics)]
     n_rows, n_columns = raw.shape
+    numbers = raw.to_numpy(dtype=float)
     longest = max(len(str(name)) for name in raw.index)
     drawn = axes_for(ax, (0.82 * n_columns + 0.085 * longest + 1.0, 0.34 * n_rows + 1.5))
     colors = np.ma.masked_invalid(-np.clip(scaled.to_numpy(dtype=float), -1.0, 1.0))
     drawn.imshow(colors, cmap=DIVERGING, vmin=-1.6, vmax=1.6, aspect="auto", interpolation="nearest")
     drawn.set_facecolor("#ececec")
     for i, j in np.ndindex(raw.shape):
-        value = raw.iat[i, j]
+        value = float(numbers[i, j])
         drawn.text(j, i, "–" if not np.isfinite(value) else f"{value:.3g}", ha="center", va="center", fontsize=8)
     heads = [f"{_pretty(metric)} {_arrow(metric)}".strip() for metric in raw.columns]
     drawn.set_xticks(range(n_columns), heads, rotation=40, ha="left", fontsize=8)

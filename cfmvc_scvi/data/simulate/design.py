@@ -31,9 +31,9 @@ def draw_design(args: dict[str, Any], labels: list[str], truth: Truth, rng: np.r
         )
     levels = [args["control"], *labels]
     obs = pd.DataFrame(index=pd.Index(numbered("cell", n_cells)))
-    obs["cell_type"] = pd.Categorical.from_codes(group // n_batches, truth.cell_types)
-    obs["batch"] = pd.Categorical.from_codes(batch, truth.batches)
-    obs["perturbation"] = pd.Categorical.from_codes([levels.index(arms[j][0]) for j in arm], levels)
+    obs["cell_type"] = pd.Categorical.from_codes(group // n_batches, pd.Index(truth.cell_types))
+    obs["batch"] = pd.Categorical.from_codes(batch, pd.Index(truth.batches))
+    obs["perturbation"] = pd.Categorical.from_codes([levels.index(arms[j][0]) for j in arm], pd.Index(levels))
     if args["doses"] is not None:
         obs["dosage"] = np.array([arms[j][1] for j in arm])
     return obs

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from cfmvc_scvi._types import obs_of
 from cfmvc_scvi.data.simulate.design import draw_design, draw_layout, draw_library_size, numbered
 from cfmvc_scvi.data.simulate.truth import DELIMITER, TRUTH_KEY, Truth
 
@@ -233,7 +234,7 @@ def counterfactual_mean(
     effects, pairs = truth.condition_vectors(perturbation, dosage, n_cells=adata.n_obs)
     batches = adata.obs["batch"] if batch is None else np.repeat(batch, adata.n_obs)
     return truth.mean(
-        state=adata.obsm["true_state"],
+        state=cast(np.ndarray, adata.obsm["true_state"]),
         cell_types=truth.codes("cell_types", adata.obs["cell_type"]),
         batches=truth.codes("batches", batches),
         effects=effects,
@@ -297,7 +298,7 @@ def _check_conditions(args: dict[str, Any]) -> None:
             f"{n_perturbations + n_pairs} for {args['n_batches']} batches. Raise n_perturbations."
         )
     panel, n_genes = args["n_panel_genes"], args["n_genes"]
-    if panel is not None and not (isinstance(panel, Integral) and 1 <= panel <= n_genes):
+    if panel is not None and not (isinstance(panel, Integral) and 1 <= int(panel) <= n_genes):
         raise ValueError(f"n_panel_genes must be None or an integer from 1 to n_genes={n_genes}, got {panel!r}.")
     if args["doses"] is not None:
         doses = list(args["doses"]) if isinstance(args["doses"], Iterable) else []
@@ -309,7 +310,7 @@ def _check_conditions(args: dict[str, Any]) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and not np.isnan(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and not np.isnan(float(value))
 
 
 def _draw_conditions(args: dict[str, Any], rng: np.random.Generator) -> list[str]:
@@ -367,8 +368,8 @@ def _draw_truth(args: dict[str, Any], rng: np.random.Generator, vector_rng: np.r
 def _draw_counts(adata: AnnData, truth: Truth, rng: np.random.Generator, *, store_true_mean: bool) -> None:
     """Fill ``X`` and ``layers["true_mean"]``, some rows at a time."""
     theta = adata.var["dispersion"].to_numpy()
-    labels = adata.obs["perturbation"].to_numpy(dtype=object)
-    dosage = adata.obs["dosage"].to_numpy() if "dosage" in adata.obs else None
+    labels = obs_of(adata)["perturbation"].to_numpy(dtype=object)
+    dosage: Any = adata.obs["dosage"].to_numpy() if "dosage" in adata.obs else None
     true_mean = np.empty(adata.shape, np.float32) if store_true_mean else None
     counts = []
     for start in range(0, adata.n_obs, _CHUNK_ROWS):
