@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 import torch
@@ -38,7 +39,8 @@ class SparseRows:
     def from_scipy(cls, matrix: sparse.csr_matrix) -> SparseRows:
         """Rows of a CSR matrix, whose values are not copied."""
         columns = matrix.indices.astype(np.int32, copy=False)
-        return cls(torch.from_numpy(matrix.data), torch.from_numpy(columns), matrix.indptr, matrix.shape[1])
+        _, n_columns = cast("tuple[int, int]", matrix.shape)
+        return cls(torch.from_numpy(matrix.data), torch.from_numpy(columns), matrix.indptr, n_columns)
 
     def __len__(self) -> int:
         return len(self.starts) - 1

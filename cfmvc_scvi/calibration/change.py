@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -112,10 +113,10 @@ def drawn_counts(
             "choose 'mean', 'lognorm' or 'latent'."
         )
     rows = [
-        sparse.csr_matrix(likelihood.draw_counterfactual(*arrays, rng).astype(np.float32))
-        for *arrays, rng in zip(x, change.mean0, change.log_ratio, generators, strict=True)
+        sparse.csr_matrix(likelihood.draw_counterfactual(cell, mean0, log_ratio, rng).astype(np.float32))
+        for cell, mean0, log_ratio, rng in zip(x, change.mean0, change.log_ratio, generators, strict=True)
     ]
-    return sparse.vstack(rows, format="csr")
+    return cast(sparse.csr_matrix, sparse.vstack(rows, format="csr"))
 
 
 def cell_generators(names: list[str], seed: int, *purpose: object) -> list[np.random.Generator]:

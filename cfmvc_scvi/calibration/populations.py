@@ -120,7 +120,7 @@ class MatchedControls:
         weights = [n / len(rows) for _, n in parts]
         mean = sum(w * moments[0] for w, (moments, _) in zip(weights, parts, strict=True))
         variance = sum(w**2 * m[1] / (m[2] - 1) for w, (m, _) in zip(weights, parts, strict=True))
-        return mean, variance
+        return np.asarray(mean), np.asarray(variance)
 
     def _in_stratum(self, label: int, stratum: int) -> Moments:
         if (label, stratum) not in self._moments:

@@ -124,6 +124,7 @@ class CountDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Bring the counts to where the batches are made."""
+        assert self.trainer is not None  # it calls this
         device = self.trainer.strategy.root_device
         self._in_use = self._source.to_device(device) if self._fits(device) else self._source
 

@@ -24,6 +24,8 @@ import anndata as ad
 import pandas as pd
 from anndata import AnnData
 
+from cfmvc_scvi._types import obs_of
+
 CONVENTIONAL: Final = ("batch", "cell_type", "perturbation")
 DATA_VARIABLE: Final = "CFMVC_DATA"
 CACHE: Final = Path("~/.cache/cfmvc_scvi")
@@ -185,7 +187,7 @@ def _load(name: str, path: str | os.PathLike[str] | None) -> AnnData:
             f"{list(adata.obs)}."
         )
     for column, source in sources.items():
-        original = adata.obs[source].astype("category")
+        original = obs_of(adata)[source].astype("category")
         renamed = {value: info.values.get(column, {}).get(value, value) for value in original.cat.categories}
         if source == column and any(old != new for old, new in renamed.items()):
             adata.obs[f"{column}_original"] = original

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -146,7 +146,7 @@ def _gene_columns(
         genes = {str(k): str(v) for k, v in perturbations.items()}
     else:
         genes = {str(name): str(name) for name in perturbations}
-    columns = adata.var_names.get_indexer(list(genes.values()))
+    columns = adata.var_names.get_indexer(pd.Index(list(genes.values())))
     lost = [name for name, column in zip(genes, columns, strict=True) if column < 0]
     if lost and (missing == "error" or len(lost) == len(genes)):
         wanted = f"the {len(genes)} genes of the perturbations"
@@ -164,7 +164,8 @@ def _lognorm(adata: AnnData, layer: str | None) -> np.ndarray:
     rows = np.arange(adata.n_obs)
     if adata.n_obs > _MOST_CELLS:
         rows = np.sort(np.random.default_rng(0).choice(rows, _MOST_CELLS, replace=False))
-    counts = (adata.X if layer is None else adata.layers[layer])[rows]
+    stored: Any = adata.X if layer is None else adata.layers[layer]
+    counts = stored[rows]
     counts = np.asarray(counts.toarray() if sparse.issparse(counts) else counts, dtype=np.float32)
     if counts.size and counts.min() < 0:
         raise ValueError("The counts have negative values; raw counts of control cells are needed.")
@@ -185,5 +186,6 @@ def _loadings(y: np.ndarray, n_components: int, columns: np.ndarray, names: list
         y /= np.maximum(y.std(axis=0, ddof=1), 1e-3)
     # Rows of V S / sqrt(n - 1): their inner products are the covariance, as far as the components reach.
     pca = PCA(n_components, svd_solver="randomized" if min(y.shape) > 500 else "full", random_state=0).fit(y)
-    vectors = pca.components_[:, columns].T * np.sqrt(pca.explained_variance_)
+    components = np.asarray(pca.components_)
+    vectors = components[:, columns].T * np.sqrt(pca.explained_variance_)
     return pd.DataFrame(vectors.astype(np.float32), index=names, columns=[f"pc_{i}" for i in range(n_components)])

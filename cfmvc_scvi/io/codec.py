@@ -8,8 +8,8 @@ the type, such as ``{"$tuple": [1, 2]}``. Numbers of arrays are kept aside under
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -265,7 +265,8 @@ def _decode_strings(items: list, plain: dict, arrays: Mapping[str, np.ndarray]) 
 
 
 def _decode_categorical(codes: str, plain: dict, arrays: Mapping[str, np.ndarray]) -> pd.Categorical:
-    return pd.Categorical.from_codes(arrays[codes], _decode(plain["categories"], arrays), ordered=plain["ordered"])
+    of_cells = cast(Sequence[int], arrays[codes])  # pandas' stubs know no arrays here
+    return pd.Categorical.from_codes(of_cells, _decode(plain["categories"], arrays), ordered=plain["ordered"])
 
 
 #: How to decode what a tag names: ``(value behind the tag, the whole dictionary, arrays)``.

@@ -139,12 +139,14 @@ def write_error(error: OSError, path: str | os.PathLike, what: str) -> OSError:
     """The same error with a message that says what could not be written, where, why, and what to do."""
     if getattr(error, "is_clear", False):  # from a write inside this one
         return error
-    reason = _REASONS.get(error.errno, error.strerror or str(error))
+    reason = error.strerror or str(error)
+    if error.errno is not None:
+        reason = _REASONS.get(error.errno, reason)
     if error.errno in _REASONS and error.strerror not in (None, os.strerror(error.errno)):
         reason += f" ({error.strerror})"
     message = f"Could not write {what} to {os.fspath(path)!r}: {reason}. What was there before is unchanged."
     clear = type(error)(error.errno, message) if error.errno is not None else OSError(message)
-    clear.is_clear = True
+    vars(clear)["is_clear"] = True
     return clear
 
 

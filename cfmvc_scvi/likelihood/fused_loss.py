@@ -80,7 +80,7 @@ class _ReconstructionLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         features, weight, by_logits, by_log_theta = ctx.saved_tensors
         if upstream.device.type != "cpu" or float(upstream) != 1.0:
             by_logits, by_log_theta = by_logits * upstream, by_log_theta * upstream

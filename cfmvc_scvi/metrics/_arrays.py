@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import scipy.sparse as sp
 
-Matrix: TypeAlias = np.ndarray | sp.spmatrix | sp.sparray
+if TYPE_CHECKING:  # scipy's base classes declare no members: not even a shape could be read from them
+    Matrix: TypeAlias = np.ndarray | Any
+else:
+    Matrix: TypeAlias = np.ndarray | sp.spmatrix | sp.sparray
 GeneSelection: TypeAlias = np.ndarray | Sequence[int] | Sequence[bool] | None
 
 # Differences of means below this fraction of the means are rounding, not an effect: float32 holds 6e-8 of a
@@ -23,10 +26,10 @@ def check_array(x: Matrix, name: str, *, allow_mean: bool = False, min_cells: in
     if hasattr(x, "obs") and hasattr(x, "var"):
         raise TypeError(f"`{name}` is an AnnData; metrics take arrays. Pass its matrix, for instance `{name}.X`.")
     if sp.issparse(x):
-        x = x.tocsr()
+        x = cast(Any, x).tocsr()
         if x.ndim != 2:
             raise ValueError(f"`{name}` is sparse with {x.ndim} dimension(s); expected 2, cells x genes.")
-        values = x.data
+        values = cast(Any, x).data
     else:
         x = np.asarray(x)
         values = x
@@ -100,7 +103,7 @@ def cells(x: Matrix, name: str, *, min_cells: int = 2) -> np.ndarray:
 
 def dense(x: Matrix) -> np.ndarray:
     """Return ``x`` as an ndarray."""
-    return x.toarray() if sp.issparse(x) else x
+    return cast(Any, x).toarray() if sp.issparse(x) else x
 
 
 def column_blocks(x: Matrix) -> Iterator[tuple[slice, np.ndarray]]:
@@ -108,7 +111,7 @@ def column_blocks(x: Matrix) -> Iterator[tuple[slice, np.ndarray]]:
     if not sp.issparse(x):
         yield slice(0, x.shape[1]), x
         return
-    by_column = x.tocsc()
+    by_column = cast(Any, x).tocsc()
     for start in range(0, x.shape[1], _COLUMN_BLOCK):
         block = slice(start, min(start + _COLUMN_BLOCK, x.shape[1]))
         yield block, by_column[:, block].toarray()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -223,7 +223,7 @@ def _de_genes(de_genes: Any, names: pd.Index | None, truth: np.ndarray, control:
         if unknown:
             wanted = f"the {len(selection)} genes of `de_genes`"
             raise ValueError(missing_genes(unknown, names, wanted=wanted, where="`gene_names`"))
-        selection = names.get_indexer(selection)
+        selection = names.get_indexer(pd.Index(selection))
     return np.asarray(check_genes(selection, truth.shape[1]))
 
 
@@ -262,9 +262,9 @@ def _ceiling(truth: np.ndarray, task: ScoringTask, chosen: Sequence[str], n_spli
 
 def _scaled(raw: pd.DataFrame, baseline: str) -> pd.DataFrame:
     """``(value - baseline) / (ceiling - baseline)``; NaN where the ceiling is not better than the baseline."""
-    values = raw.apply(lambda column: METRICS[column.name].comparable(column))
+    values = raw.apply(lambda column: METRICS[str(column.name)].comparable(column))
     if CEILING not in values.index:
         return values * np.nan
-    room = values.loc[CEILING] - values.loc[baseline]
-    sign = pd.Series({name: METRICS[name].sign for name in values})
-    return (values - values.loc[baseline]) / room.where(sign * room > 0)
+    room = cast(pd.Series, values.loc[CEILING] - values.loc[baseline])
+    sign = pd.Series({name: METRICS[str(name)].sign for name in values})
+    return (values - values.loc[baseline]) / room.where(cast(pd.Series, sign * room > 0))

@@ -59,7 +59,7 @@ def fit_pcs(populations: Matrix | Sequence[Matrix], n_components: int = 50) -> P
     if k < 1:
         raise ValueError(f"Principal components need 2 cells and 2 genes at least; given {x.shape[0]} x {x.shape[1]}.")
     start = np.random.default_rng(0).standard_normal(min(x.shape))
-    _, singular, vt = svds(x - mean, k=k, v0=start)
-    vt = vt[np.argsort(-singular)]
+    _, singular, found = svds(x - mean, k=k, v0=start)
+    vt = np.asarray(found)[np.argsort(-singular)]
     largest = np.abs(vt).argmax(axis=1)
     return PrincipalComponents(mean, vt * np.sign(vt[np.arange(k), largest])[:, None])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from cfmvc_scvi.calibration import ObservedEffects
 from cfmvc_scvi.calibration.populations import Populations
 from cfmvc_scvi.calibration.process import MeanEffects
 from cfmvc_scvi.calibration.process_error import find_misfit
-from cfmvc_scvi.cells.latents import LatentCache
+from cfmvc_scvi.cells.latents import CellPosterior, LatentCache
 from cfmvc_scvi.cells.reader import unknown_level_message
 from cfmvc_scvi.prediction.request import RequestMixin, default_solver
 from cfmvc_scvi.prediction.support import SupportMixin
@@ -97,7 +98,7 @@ class EffectMixin(RequestMixin, SupportMixin):
         n_control = self._observed_effects().n_control[codes]
         weights = n_control / n_control.sum() if n_control.any() else np.full(len(codes), 1.0 / len(codes))
         mean, variance = self._effect_moments(condition, codes, weights)
-        floor = -(weights @ self.calibration_.state.profiles[codes])
+        floor = -(weights @ self._calibration.state.profiles[codes])
         table = effect_table(mean, np.sqrt(variance), floor, level=level, min_change=min_change, fdr=fdr)
         table.index = pd.Index(self.get_var_names(), name="gene")
         table.attrs = {
@@ -118,10 +119,10 @@ class EffectMixin(RequestMixin, SupportMixin):
     ) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance (n_genes,) of the effect averaged over cell types with these weights."""
         if condition.is_control:
-            zero = np.zeros(self.calibration_.state.profiles.shape[1])
+            zero = np.zeros(self._calibration.state.profiles.shape[1])
             return zero, zero
-        estimate = self.calibration_.mean_effects(condition, codes, default_solver())
-        error = self.calibration_.effect_error(condition, codes)
+        estimate = self._calibration.mean_effects(condition, codes, default_solver())
+        error = self._calibration.effect_error(condition, codes)
         variance = np.einsum("c,gcd,d->g", weights, error.process + error.noise, weights)
         disagreement = weights @ (estimate - error.mean)
         return weights @ estimate, variance + disagreement**2
@@ -137,23 +138,24 @@ class EffectMixin(RequestMixin, SupportMixin):
 
     def _observed_effects(self) -> ObservedEffects:
         """Observed effects of the training populations and the misfit of the process; kept with the calibration."""
-        state = self.calibration_.state
+        state = self._calibration.state
         if state.observed is None:
             if state.process is None:
                 raise RuntimeError(
                     "No perturbation has enough training cells in a cell type with enough control cells, so nothing is "
                     "known about the uncertainty of its effect."
                 )
-            self._require_adata("give perturbation effects for the first time")
-            cells, rows, found = self._cells(None), self._fitted_rows, self._conditions_of(self.adata)
-            cache = LatentCache(cells, None, found.code, found.conditions)
+            adata = self._require_adata("give perturbation effects for the first time")
+            cells, rows, found = self._cells(None), self._fitted_rows, self._conditions_of(adata)
+            no_latents = cast("CellPosterior", None)  # the populations are of counts
+            cache = LatentCache(cells, no_latents, found.code, found.conditions)
             populations = Populations.of(cache, rows, len(self.cell_types))
             members = self.vocabulary.encode_members(found.conditions)[populations.condition]
             effects = MeanEffects(populations.effect, populations.variance, members, populations.label)
             labels = cells.context.labels.numpy()[rows]
             n_control = np.bincount(labels[found.code[rows] == 0], minlength=len(self.cell_types))
             observed = ObservedEffects(effects, n_control, find_misfit(state.process, effects))
-            self.calibration_.observe(observed)
+            self._calibration.observe(observed)
             return observed
         return state.observed
 

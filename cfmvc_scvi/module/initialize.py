@@ -90,8 +90,8 @@ def _batch_effects(y: np.ndarray, batch: np.ndarray, group: np.ndarray, n_batch:
         return np.zeros((1, y.shape[1]), dtype=np.float32)
     by_batch, by_group = _one_hot(batch, n_batch), _one_hot(group, int(group.max()) + 1)
     together = (by_batch @ by_group.T).toarray()
-    share = together / (by_group.sum(axis=1).A1 + 1e-3)
-    left = np.diag(by_batch.sum(axis=1).A1 + ridge) - share @ together.T
+    share = together / (np.asarray(by_group.sum(axis=1)).ravel() + 1e-3)
+    left = np.diag(np.asarray(by_batch.sum(axis=1)).ravel() + ridge) - share @ together.T
     effects = np.linalg.solve(left, by_batch @ y - share @ (by_group @ y))
     return (effects - effects.mean(axis=0)).astype(np.float32)
 

@@ -16,8 +16,9 @@ def mlp(n_in: int | None, n_hidden: int, n_layers: int, *, dropout: float = 0.0,
     """
     layers: list[nn.Module] = []
     for i in range(n_layers):
-        if i > 0 or n_in is not None:
-            layers.append(nn.Linear(n_in if i == 0 else n_hidden, n_hidden))
+        width = n_in if i == 0 else n_hidden
+        if width is not None:
+            layers.append(nn.Linear(width, n_hidden))
         if norm:
             layers.append(nn.LayerNorm(n_hidden))
         layers.append(nn.SiLU())
@@ -48,9 +49,10 @@ class CovariateEmbedding(nn.Module):
 
     def __init__(self, n_categories: Sequence[int], dim: int = 8) -> None:
         super().__init__()
-        self.tables = nn.ModuleList(nn.Embedding(n, dim) for n in n_categories)
-        for table in self.tables:
+        tables = [nn.Embedding(n, dim) for n in n_categories]
+        for table in tables:
             nn.init.normal_(table.weight, std=0.1)
+        self.tables = nn.ModuleList(tables)
         self.n_out = dim * len(self.tables)
 
     def forward(self, codes: Sequence[Tensor]) -> Tensor:
@@ -60,6 +62,8 @@ class CovariateEmbedding(nn.Module):
 
 class TimeEmbedding(nn.Module):
     r"""Fourier features of time, :math:`(\sin 2\pi f t, \cos 2\pi f t)` for integer and half frequencies, and t."""
+
+    frequencies: Tensor
 
     def __init__(self, n_frequencies: int = 8) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +111,7 @@ class FlowField(nn.Module):
         Function of the cells' points (n, n_latent) and of a time, which returns their velocities (n, n_latent).
         """
         first, *rest = self.trunk
+        first = cast(nn.Linear, first)
         by_point, by_time, by_context = first.weight.split([self.n_latent, self.time.n_out, context.shape[-1]], dim=1)
         fixed = F.linear(context, by_context, first.bias)
         total = (alpha @ self.basis_head.weight.view(self.n_basis, -1)).view_as(self.base_head.weight)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from matplotlib import pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.neighbors import NearestNeighbors
 
 from cfmvc_scvi._messages import shortened, unknown_choice
+from cfmvc_scvi._types import obs_of
 from cfmvc_scvi.metrics import fit_pcs
 from cfmvc_scvi.pl._read_cells import Cells, read_cells
 from cfmvc_scvi.pl._style import (
@@ -96,7 +99,7 @@ def embedding(
     drawn.set(xlabel=names[0], ylabel=names[1], xticks=[], yticks=[])
     legend = drawn.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, handletextpad=0.1)
     for handle in legend.legend_handles:
-        handle.set(sizes=[30], alpha=1)
+        cast(Artist, handle).set(sizes=[30], alpha=1)
     if title:
         drawn.set_title(title, fontsize=10, pad=24)
     tidy(drawn)
@@ -233,18 +236,18 @@ def _background(ax: Axes, xy: np.ndarray, groups: Sequence[str] | None) -> None:
     if groups is None:
         ax.scatter(*xy.T, s=size, color=CONTROL, alpha=0.35, lw=0, rasterized=True)
         return
-    groups = np.asarray(groups).astype(str)
-    if len(groups) != len(xy):
-        raise ValueError(f"`groups` has {len(groups)} names for {len(xy)} cells.")
-    levels = sorted(set(groups))
+    names = np.asarray(groups).astype(str)
+    if len(names) != len(xy):
+        raise ValueError(f"`groups` has {len(names)} names for {len(xy)} cells.")
+    levels = sorted(set(names))
     for level, (color, marker) in zip(levels, group_styles(len(levels)), strict=True):
         ax.scatter(
-            *xy[groups == level].T, s=size, color=color, marker=marker, alpha=0.5, lw=0, rasterized=True, label=level
+            *xy[names == level].T, s=size, color=color, marker=marker, alpha=0.5, lw=0, rasterized=True, label=level
         )
     columns = 1 if len(levels) <= 15 else 2
     legend = ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, ncols=columns)
     for handle in legend.legend_handles:
-        handle.set(sizes=[30], alpha=1)
+        cast(Artist, handle).set(sizes=[30], alpha=1)
 
 
 def _project(latent: np.ndarray, velocity: np.ndarray, xy: np.ndarray, n_neighbors: int) -> np.ndarray:
@@ -313,7 +316,7 @@ def spatial_gene(
         raise KeyError(f"`spatial_key` {spatial_key!r} is not in control.obsm. There is: {shortened(control.obsm)}.")
     if "source_cell" not in predicted.obs:
         raise ValueError("`predicted` has no obs['source_cell']: pass a result of `predict_perturbation`.")
-    rows = control.obs_names.get_indexer(predicted.obs["source_cell"].astype(str))
+    rows = control.obs_names.get_indexer(pd.Index(obs_of(predicted)["source_cell"].astype(str)))
     if (rows < 0).any():
         raise ValueError(f"{int((rows < 0).sum())} predicted cells were made from cells that are not in `control`.")
     if len(set(rows)) < len(rows):

@@ -271,7 +271,7 @@ def _heat_map(table: pd.DataFrame, label: str, ax: Axes | None, title: str | Non
     ):
         places = np.arange(0, len(names), tick_step(len(names), inches))
         setter = drawn.set_xticks if which == "x" else drawn.set_yticks
-        setter(places, [str(names[i]) for i in places], fontsize=8, rotation=90 if which == "x" else 0)
+        setter(places, [str(names[i]) for i in places.tolist()], fontsize=8, rotation=90 if which == "x" else 0)
     drawn.set_title(title or "", fontsize=10)
     drawn.spines[:].set_visible(False)
     return drawn

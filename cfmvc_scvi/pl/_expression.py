@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from cfmvc_scvi.metrics import pearson_delta, r2_mean, top_de_genes
@@ -200,7 +202,7 @@ def _violins(ax: Axes, values: np.ndarray, places: np.ndarray, width: float, col
     if varies.any():
         columns = [values[:, j] for j in np.flatnonzero(varies)]
         parts = ax.violinplot(columns, places[varies], widths=width, showextrema=False)
-        for body in parts["bodies"]:
+        for body in cast("list[Artist]", parts["bodies"]):
             body.set(facecolor=color, alpha=0.55, edgecolor="none")
     still = np.flatnonzero(~varies)
     ax.hlines(values[0, still], places[still] - width / 2, places[still] + width / 2, color=color, lw=2)

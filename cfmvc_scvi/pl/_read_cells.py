@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,9 @@ from anndata import AnnData
 from scipy import sparse
 
 from cfmvc_scvi._messages import close_matches, missing_genes, shortened
+from cfmvc_scvi._types import obs_of
 from cfmvc_scvi.metrics import log1p_cp10k
+from cfmvc_scvi.metrics._arrays import Matrix
 
 Cells: TypeAlias = AnnData | np.ndarray
 
@@ -40,7 +42,7 @@ class PlottedCells:
     def positions(self, genes: Sequence[str]) -> np.ndarray:
         """Columns of genes, by their names."""
         wanted = [genes] if isinstance(genes, str) else list(genes)
-        found = self.genes.get_indexer(wanted)
+        found = self.genes.get_indexer(pd.Index(wanted))
         missing = [gene for gene, at in zip(wanted, found, strict=True) if at < 0]
         if missing or not wanted:
             raise ValueError(
@@ -82,7 +84,8 @@ def lognorm(
 ) -> np.ndarray:
     """log1p CP10k of cells (n_cells, n_genes), dense, with these genes in this order."""
     if not isinstance(cells, AnnData):
-        x = cells.toarray() if sparse.issparse(cells) else np.asarray(cells, dtype=float)
+        given: Any = cells
+        x = given.toarray() if sparse.issparse(given) else np.asarray(given, dtype=float)
         if x.ndim != 2 or x.shape[1] != len(genes) or not len(x):
             raise ValueError(
                 f"`{name}` has shape {x.shape}; it must be cells x genes: at least one cell, and {len(genes)} genes."
@@ -99,15 +102,15 @@ def lognorm(
     if _return_type(cells) == "latent":
         raise ValueError(f"`{name}` holds latents, not expression: predict with `return_type='mean'`.")
     if _return_type(cells) == "lognorm":
-        values = cells.X
+        values: Any = cells.X
     else:
         if library_key is not None:
             if library_key not in cells.obs:
                 raise KeyError(
                     f"`library_key` {library_key!r} is not in the obs of `{name}`. There is: {shortened(cells.obs)}."
                 )
-            library = cells.obs[library_key].to_numpy(dtype=float)
-        values = log1p_cp10k(cells.X, library)
+            library = obs_of(cells)[library_key].to_numpy(dtype=float)
+        values = log1p_cp10k(cast(Matrix, cells.X), library)
     values = values[:, columns]
     return np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=float)
 
@@ -121,10 +124,10 @@ def _source_library(predicted: Cells, control: Cells) -> np.ndarray | None:
     """Library size of the cell each prediction was made from, where the control cells tell."""
     if not (isinstance(predicted, AnnData) and isinstance(control, AnnData)) or "source_cell" not in predicted.obs:
         return None
-    rows = control.obs_names.get_indexer(predicted.obs["source_cell"].astype(str))
+    rows = control.obs_names.get_indexer(pd.Index(obs_of(predicted)["source_cell"].astype(str)))
     if (rows < 0).any() or not control.obs_names.is_unique:
         return None
-    return np.asarray(control.X.sum(axis=1)).ravel()[rows]
+    return np.asarray(cast(Matrix, control.X).sum(axis=1)).ravel()[rows]
 
 
 def _genes(given: dict[str, Cells], gene_names: Sequence[str] | None) -> pd.Index:

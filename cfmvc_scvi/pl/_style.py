@@ -100,7 +100,7 @@ def label_beside(ax: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -
         for i, height in zip(chosen, heights, strict=True):
             placed.append(
                 ax.annotate(
-                    names[i],
+                    str(names[i]),
                     (x[i], y[i]),
                     xytext=(place, height),
                     textcoords="axes fraction",
@@ -131,7 +131,8 @@ def label_points(ax: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -
     """Names close to their points, in the order given; one that would cover an earlier name or a point is left out."""
     figure = root_figure(ax)
     figure.draw_without_rendering()
-    renderer = figure.canvas.get_renderer() if hasattr(figure.canvas, "get_renderer") else None
+    get_renderer = getattr(figure.canvas, "get_renderer", None)
+    renderer = None if get_renderer is None else get_renderer()
     points = ax.transData.transform(np.column_stack([x, y]))
     frame = ax.get_window_extent(renderer)
     taken, placed = [], []

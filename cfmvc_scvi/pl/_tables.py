@@ -112,13 +112,14 @@ def benchmark(
             )
         raw, scaled = raw[list(metrics)], scaled[list(metrics)]
     n_rows, n_columns = raw.shape
+    numbers = raw.to_numpy(dtype=float)
     longest = max(len(str(name)) for name in raw.index)
     drawn = axes_for(ax, (0.82 * n_columns + 0.085 * longest + 1.0, 0.34 * n_rows + 1.5))
     colors = np.ma.masked_invalid(-np.clip(scaled.to_numpy(dtype=float), -1.0, 1.0))
     drawn.imshow(colors, cmap=DIVERGING, vmin=-1.6, vmax=1.6, aspect="auto", interpolation="nearest")
     drawn.set_facecolor("#ececec")
     for i, j in np.ndindex(raw.shape):
-        value = raw.iat[i, j]
+        value = float(numbers[i, j])
         drawn.text(j, i, "–" if not np.isfinite(value) else f"{value:.3g}", ha="center", va="center", fontsize=8)
     drawn.set_xticks(range(n_columns), [_head(metric) for metric in raw.columns], rotation=40, ha="left", fontsize=8)
     drawn.set_yticks(range(n_rows), raw.index.astype(str), fontsize=8.5)
@@ -132,5 +133,5 @@ def benchmark(
 
 def _head(metric: object) -> str:
     """Name of a metric with the direction that is better; a column that is no metric of the table has no arrow."""
-    arrow = METRICS[metric].arrow if metric in METRICS else ""
+    arrow = METRICS[str(metric)].arrow if metric in METRICS else ""
     return f"{str(metric).replace('_', ' ')} {arrow}".strip()

@@ -116,8 +116,8 @@ class FlowTrainingPlan(LightningModule):
         """AdamW with a cosine schedule over all steps."""
         self._set_modes()
         parameters = [p for _, p in self._flow_parameters()]
-        settings = {"lr": self.lr, "weight_decay": self.weight_decay} | fused(parameters, self.trainer.precision)
-        optimizer = torch.optim.AdamW(parameters, **settings)
+        one_kernel = fused(parameters, self.trainer.precision)
+        optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, **one_kernel)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

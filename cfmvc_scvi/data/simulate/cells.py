@@ -36,9 +36,13 @@ def draw_annotations(design: ScreenDesign, labels: list[str], truth: Truth, rng:
         )
     levels = [design.control, *labels]
     obs = pd.DataFrame(index=pd.Index(numbered("cell", design.n_cells)))
-    obs["cell_type"] = pd.Categorical.from_codes(group // design.n_batches, truth.cell_types)
-    obs["batch"] = pd.Categorical.from_codes(batch, truth.batches)
-    obs["perturbation"] = pd.Categorical.from_codes([levels.index(arms[j][0]) for j in arm], levels)
+    codes = {
+        "cell_type": (group // design.n_batches, truth.cell_types),
+        "batch": (batch, truth.batches),
+        "perturbation": ([levels.index(arms[j][0]) for j in arm], levels),
+    }
+    for name, (code, categories) in codes.items():
+        obs[name] = pd.Categorical.from_codes(list(code), pd.Index(categories))
     if design.doses is not None:
         obs["dosage"] = np.array([arms[j][1] for j in arm])
     return obs

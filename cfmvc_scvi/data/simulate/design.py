@@ -129,11 +129,11 @@ def _is_integer(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and not np.isnan(value)
+    return isinstance(value, Real) and not isinstance(value, bool) and not np.isnan(float(value))
 
 
 def _is_positive(value: object) -> bool:
-    return _is_number(value) and 0 < value < np.inf
+    return isinstance(value, Real) and _is_number(value) and 0 < float(value) < np.inf
 
 
 #: Arguments, what they may be in words, and whether a value is that.

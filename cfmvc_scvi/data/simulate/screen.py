@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from cfmvc_scvi._types import obs_of
 from cfmvc_scvi.data.simulate.cells import draw_annotations, draw_labels, draw_layout, draw_library_size
 from cfmvc_scvi.data.simulate.design import ScreenDesign
 from cfmvc_scvi.data.simulate.draw_truth import draw_truth
@@ -266,7 +268,7 @@ def counterfactual_mean(
     effects, pairs = truth.condition_vectors(perturbation, dosage, n_cells=adata.n_obs)
     batches = adata.obs["batch"] if batch is None else np.repeat(batch, adata.n_obs)
     return truth.mean(
-        state=adata.obsm["true_state"],
+        state=cast(np.ndarray, adata.obsm["true_state"]),
         cell_types=truth.codes("cell_types", adata.obs["cell_type"]),
         batches=truth.codes("batches", batches),
         effects=effects,
@@ -279,8 +281,8 @@ def counterfactual_mean(
 def _draw_counts(adata: AnnData, truth: Truth, rng: np.random.Generator, *, store_true_mean: bool) -> None:
     """Fill ``X`` and ``layers["true_mean"]``, some rows at a time."""
     theta = adata.var["dispersion"].to_numpy()
-    labels = adata.obs["perturbation"].to_numpy(dtype=object)
-    dosage = adata.obs["dosage"].to_numpy() if "dosage" in adata.obs else None
+    labels = obs_of(adata)["perturbation"].to_numpy(dtype=object)
+    dosage: Any = adata.obs["dosage"].to_numpy() if "dosage" in adata.obs else None
     true_mean = np.empty(adata.shape, np.float32) if store_true_mean else None
     counts = []
     for start in range(0, adata.n_obs, _CHUNK_ROWS):

@@ -142,7 +142,7 @@ class Truth:
                 f"dosage {dose!r} of {label!r}: allowed are one finite number of at least 0, or one per "
                 f"member joined by {DELIMITER!r}."
             )
-        return values
+        return list(values)
 
     def _response(self, perturbation: int, dose: float | None) -> float:
         """Hill curve: 0 at dose 0, rising, at most 1."""
