@@ -74,8 +74,8 @@ OVERRIDDEN = {
 }
 #: Attributes that train/ reads or sets by a name in a string: file and text of the call, and why.
 BY_NAME = {
+    ("train/checkpoint.py", "vars(tracker)"): "counters of Lightning's loops, which differ in their fields",
     ("train/checkpoint.py", "vars(callback)"): "counters of scvi-tools' early stopping",
-    ("train/checkpoint.py", "hasattr(trainer.train_dataloader, 'first_epoch')"): "loaders of other libraries have none",
     ("train/checkpoint.py", "getattr(trainer.logger, 'experiment', None)"): "loggers that are not scvi-tools'",
     ("train/checkpoint.py", "getattr(getattr(trainer.logger, 'experiment', None), 'data', None)"): "the same",
     ("train/run.py", "__dict__"): "a callback of the caller's shares its attributes with ours",

@@ -108,6 +108,7 @@ print(json.dumps({"changed": changed, "warnings": [str(entry.message) for entry 
 """
 
 
+@pytest.mark.slow
 def test_import_has_no_side_effects(tmp_path):
     command = [sys.executable, "-P", "-c", IMPORT_PROBE]
     run = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)

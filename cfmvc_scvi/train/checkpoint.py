@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from cfmvc_scvi.cells import CountLoader, PairLoader
 from cfmvc_scvi.io.archive import archive_exists, read_archive, write_archive
 from cfmvc_scvi.io.files import write_error
 from cfmvc_scvi.train.parts import callbacks_of, networks_of
@@ -214,8 +215,8 @@ def restore_trainer(trainer: Trainer, plan: LightningModule, state: Mapping[str,
     plan.on_load_checkpoint(saved["plan"])
     _logged(trainer).update(state["stage_history"])
     loader = trainer.train_dataloader
-    if hasattr(loader, "first_epoch"):
-        setattr(loader, "first_epoch", epoch)  # noqa: B010  # the data modules' own loaders have it
+    if isinstance(loader, (CountLoader, PairLoader)):
+        loader.first_epoch = epoch
 
 
 def rng_state() -> dict[str, Any]:

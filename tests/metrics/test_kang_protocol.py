@@ -13,6 +13,7 @@ import scvi
 from cfmvc_scvi import CFMVC, metrics
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow  # energy distances of thousands of cells
 
 
 @pytest.fixture(scope="module")

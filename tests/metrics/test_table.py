@@ -11,7 +11,6 @@ from matplotlib import pyplot as plt
 
 from cfmvc_scvi import metrics, pl
 from cfmvc_scvi.metrics import METRICS, Metric, evaluate
-from cfmvc_scvi.model import report
 
 GUIDE = Path(__file__).parents[2] / "docs/user_guide/evaluation.md"
 
@@ -84,10 +83,6 @@ def test_the_truth_is_the_best_prediction_in_the_stated_direction(task):
     for name, metric in METRICS.items():
         best, worse = (metric.comparable(table.loc[row, name]) for row in ("truth", "no change"))
         assert metric.sign * (best - worse) > 0, name
-
-
-def test_the_report_shows_the_metrics_of_the_overview():
-    assert metrics.overview_metrics() == report._OVERVIEW
 
 
 @pytest.mark.skipif(not GUIDE.is_file(), reason="docs/ is not part of this distribution")

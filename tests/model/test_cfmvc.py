@@ -10,8 +10,8 @@ from cfmvc_scvi import CFMVC
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"flow_source": "cell"}, "`flow_source` 'cell': choose 'control' or 'noise'"),
-        ({"coupling": "best"}, "`coupling` 'best': choose 'ot' or 'independent'"),
+        ({"flow_source": "cell"}, "`flow_source` 'cell': choose one of"),
+        ({"coupling": "best"}, "`coupling` 'best': choose one of"),
         ({"gene_likelihood": "zinb"}, r"`gene_likelihood` 'zinb': choose one of \['nb'\]"),
     ],
 )

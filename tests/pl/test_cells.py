@@ -27,6 +27,7 @@ def test_components(arrays):
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["control", "predicted", "real"]
 
 
+@pytest.mark.slow
 def test_umap_is_seeded(arrays):
     first, again = (pl.embedding(arrays.predicted, arrays.control, arrays.real, method="umap") for _ in range(2))
     np.testing.assert_allclose(scatters(first)[0], scatters(again)[0])
