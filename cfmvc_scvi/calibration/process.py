@@ -30,12 +30,29 @@ class MeanEffects:
         where there are fewer.
     context
         Index of the context, shape (n,).
+    freedom
+        Degrees of freedom of ``variance``, shape (n, n_genes); ``None`` is infinitely many.
     """
 
     effect: np.ndarray
     variance: np.ndarray
     members: np.ndarray
     context: np.ndarray
+    freedom: np.ndarray | None = None
+
+    def shares(self) -> np.ndarray:
+        r"""Share of every population in means over them, shape (n,).
+
+        .. math:: w_i \propto \left(\bar a + \bar v_i\right)^{-2}
+
+        with :math:`\bar v_i` the population's sampling variance and :math:`\bar a` the mean squared effect of all, less
+        that variance, both means over genes: the weights of least variance for a mean of squares. Populations of few
+        cells, whose squares are noise, count for little; where all are large, all count alike.
+        """
+        noise = self.variance.mean(axis=1)
+        size = max(float(np.median((self.effect**2).mean(axis=1) - noise)), 1e-4)
+        weights = (size + noise) ** -2.0
+        return weights / weights.sum()
 
 
 @dataclass
@@ -53,7 +70,7 @@ class EffectGP:
         \operatorname{cov}\Big[\sum_{k < l} p_k^\top W_g \, p_l, \, \sum_{k < l} p_k'^\top W_g \, p_l'\Big] =
         \frac{a_g s_4}{4} \sum_{k \ne l} \sum_{m \ne n} (p_k \cdot p'_m)(p_l \cdot p'_n)
 
-    with :math:`a_g` the gene's mean squared effect, :math:`d` the distance of the contexts' control profiles in
+    with :math:`a_g` the gene's mean squared effect (:meth:`MeanEffects.shares`), :math:`d` the distance of the contexts' control profiles in
     units of its median, and :math:`x_{cg}` the centred control level of the gene. The first three terms are an effect
     common to all contexts, one that similar contexts share, and one that follows how strongly the gene is
     expressed already; a global slope on :math:`x`, in proportion to the length of :math:`p`, comes on top. The last
@@ -78,7 +95,7 @@ class EffectGP:
     def fit(self, data: MeanEffects, n_hyper_genes: int = 1000) -> EffectGP:
         """Fit the hyperparameters, on the ``n_hyper_genes`` genes with the largest effects, and the weights."""
         x = self.profiles - self.profiles.mean(axis=0)
-        amplitude = (data.effect**2).mean(axis=0) + 1e-4
+        amplitude = data.shares() @ data.effect**2 + 1e-4
         self.state = {
             "members": data.members.astype(np.float64),
             "p": data.members.sum(axis=1, dtype=np.float64),
