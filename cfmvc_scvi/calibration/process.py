@@ -70,12 +70,12 @@ class EffectGP:
         \operatorname{cov}\Big[\sum_{k < l} p_k^\top W_g \, p_l, \, \sum_{k < l} p_k'^\top W_g \, p_l'\Big] =
         \frac{a_g s_4}{4} \sum_{k \ne l} \sum_{m \ne n} (p_k \cdot p'_m)(p_l \cdot p'_n)
 
-    with :math:`a_g` the gene's mean squared effect (:meth:`MeanEffects.shares`), :math:`d` the distance of the contexts' control profiles in
-    units of its median, and :math:`x_{cg}` the centred control level of the gene. The first three terms are an effect
-    common to all contexts, one that similar contexts share, and one that follows how strongly the gene is
-    expressed already; a global slope on :math:`x`, in proportion to the length of :math:`p`, comes on top. The last
-    is the interaction of perturbations given together, common to all contexts: a pair tells of pairs that share a
-    member, or whose members have similar vectors. The observation noise is a multiple :math:`s_3` of the
+    with :math:`a_g` the gene's mean squared effect (:meth:`MeanEffects.shares`), :math:`d` the distance of the
+    contexts' control profiles in units of its median, and :math:`x_{cg}` the centred control level of the gene. The
+    first three terms are an effect common to all contexts, one that similar contexts share, and one that follows how
+    strongly the gene is expressed already; a global slope on :math:`x`, in proportion to the length of :math:`p`, comes
+    on top. The last is the interaction of perturbations given together, common to all contexts: a pair tells of pairs
+    that share a member, or whose members have similar vectors. The observation noise is a multiple :math:`s_3` of the
     sampling variance, so a population of few cells counts for little. The hyperparameters are shared by all genes and
     maximise their summed marginal likelihood (Rasmussen and Williams, 2006, ch. 2 and 5).
 

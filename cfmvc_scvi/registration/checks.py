@@ -277,8 +277,8 @@ def _warn_of_samples(sample: np.ndarray, key: str, condition: np.ndarray, condit
     if single:
         _warn(
             f"{len(single)} perturbations are confounded with adata.obs[{key!r}]: {shortened(single)}. Each was "
-            "measured in one sample that has no control cells, so its effect cannot be told from the difference between "
-            "samples."
+            "measured in one sample that has no control cells, so its effect cannot be told from the difference "
+            "between samples."
         )
     if not _has_replicates(sample, condition):
         _warn(
