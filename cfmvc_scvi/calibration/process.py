@@ -13,6 +13,8 @@ from torch import Tensor
 #: Start values of the shared hyperparameters, on the log scale.
 _START = {"length": 1.0, "common": 0.3, "context": 0.2, "slope": 0.05, "noise": 0.6, "pair": 0.1}
 _BOUNDS = (-7.0, 4.0)
+#: Numbers of one block of covariances held at a time (64 MB of float64).
+_BLOCK = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,10 @@ class MeanEffects:
 
         .. math:: w_i \propto \left(\bar a + \bar v_i\right)^{-2}
 
-        with :math:`\bar v_i` the population's sampling variance and :math:`\bar a` the mean squared effect of all, less
-        that variance, both means over genes: the weights of least variance for a mean of squares. Populations of few
-        cells, whose squares are noise, count for little; where all are large, all count alike.
+        with :math:`\bar v_i` the population's sampling variance and :math:`\bar a` the squared effect less that
+        variance, both means over genes, :math:`\bar a` the median of all populations: about the weights of least
+        variance for a mean of squares. Populations of few cells, whose squares are noise, count for little; where all
+        are large, all count alike.
         """
         noise = self.variance.mean(axis=1)
         size = max(float(np.median((self.effect**2).mean(axis=1) - noise)), 1e-4)
@@ -108,7 +111,8 @@ class EffectGP:
         genes = np.argsort(-amplitude)[: n_hyper_genes if n <= 60 else 100]
         self._fit_hyper(data, genes)
         weights = np.empty((data.effect.shape[1], n))
-        for block in np.array_split(np.arange(data.effect.shape[1]), max(1, data.effect.shape[1] // 500)):
+        size = max(1, min(500, _BLOCK // n**2))
+        for block in np.array_split(np.arange(data.effect.shape[1]), max(1, data.effect.shape[1] // size)):
             weights[block] = self._solve(data, block)
         self.state["weights"] = weights
         return self

@@ -10,10 +10,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from cfmvc_scvi.calibration.process import _START, EffectGP, MeanEffects, _covariance
-
-#: Numbers of one block of covariances held at a time (64 MB of float64).
-_BLOCK = 8_000_000
+from cfmvc_scvi.calibration.process import _BLOCK, _START, EffectGP, MeanEffects, _covariance
 
 
 @dataclass(frozen=True)
