@@ -1,6 +1,6 @@
 """Calls over donors where nothing happened, and power, beside tests on means per donor.
 
-    python benchmarks/inside/samples.py [--splits 20] [--screens 6] [--power]
+    python benchmarks/inside/samples.py [--splits 20] [--screens 6]
 
 "kang" splits the eight donors of Kang's control cells 4 against 4, at random: half are called perturbed. "kang, paired"
 calls half of the cells of every donor perturbed. "simulated" are screens of eight donors with differences
