@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import digamma, polygamma
 
-#: Degrees of freedom of the prior variance over cells. On simulated counts and on Kang's the squared z-scores of means
+#: Degrees of freedom that the variance over cells has at least, the prior's among them. On simulated counts and on Kang's the squared z-scores of means
 #: of 1-50 cells are nearest to 1 with 10-30; with 2-4 variances of 0 from cells that all lack a gene are believed.
 PRIOR_FREEDOM = 20.0
 #: Genes behind every point of the trend of variances over means.
@@ -17,9 +17,10 @@ _GENES_PER_BIN, _MOST_BINS = 10, 20
 def shrink_variance(squares: np.ndarray, freedom: float, prior: np.ndarray) -> np.ndarray:
     r"""Variance over cells, shrunken towards a prior variance, (n_genes,).
 
-    .. math:: \tilde s^2 = \frac{d_0 s_0^2 + \sum_i (y_i - \bar y)^2}{d_0 + d}, \qquad d_0 = 20
+    .. math:: \tilde s^2 = \frac{d_0 s_0^2 + \sum_i (y_i - \bar y)^2}{d_0 + d}, \qquad d_0 = \max(20 - d, 0)
 
-    (Smyth, 2004, eq. 3.5), so one cell has the prior variance, and many have their own.
+    (Smyth, 2004, eq. 3.5, with a prior that fills up what cells are too few to say). So one cell has the prior
+    variance, and more than 20 have their own.
 
     Parameters
     ----------
@@ -35,7 +36,8 @@ def shrink_variance(squares: np.ndarray, freedom: float, prior: np.ndarray) -> n
     Smyth GK (2004). Linear models and empirical Bayes methods for assessing differential expression in microarray
     experiments. Statistical Applications in Genetics and Molecular Biology 3(1), article 3.
     """
-    return (PRIOR_FREEDOM * prior + squares) / (PRIOR_FREEDOM + freedom)
+    prior_freedom = max(PRIOR_FREEDOM - freedom, 0.0)
+    return (prior_freedom * prior + squares) / (prior_freedom + freedom)
 
 
 def moved_variance(

@@ -25,8 +25,9 @@ def test_one_cell_has_the_prior_and_many_their_own():
     prior = np.array([2.0, 0.5])
     np.testing.assert_array_equal(shrink_variance(np.zeros(2), 0, prior), prior)
     own = np.array([1.0, 3.0])
-    np.testing.assert_allclose(shrink_variance(1e6 * own, 1e6, prior), own, rtol=1e-4)
-    half = shrink_variance(PRIOR_FREEDOM * own, PRIOR_FREEDOM, prior)
+    np.testing.assert_allclose(shrink_variance(PRIOR_FREEDOM * own, PRIOR_FREEDOM, prior), own)
+    np.testing.assert_allclose(shrink_variance(100 * own, 100, prior), own)
+    half = shrink_variance(PRIOR_FREEDOM / 2 * own, PRIOR_FREEDOM / 2, prior)
     np.testing.assert_allclose(half, (own + prior) / 2)
 
 
