@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import digamma, polygamma
 
-#: Degrees of freedom that the variance over cells has at least, the prior's among them. On simulated counts and on Kang's the squared z-scores of means
-#: of 1-50 cells are nearest to 1 with 10-30; with 2-4 variances of 0 from cells that all lack a gene are believed.
+#: Degrees of freedom that a variance over cells has, the prior's among them. With 2-4, variances of 0 are believed that
+#: come from a few cells that all lack a gene.
 PRIOR_FREEDOM = 20.0
 #: Genes behind every point of the trend of variances over means.
 _GENES_PER_BIN, _MOST_BINS = 10, 20
