@@ -34,6 +34,7 @@ STATE: Final[dict[str, Any]] = {
     "is_vae_trained_": False,
     "is_flow_trained_": False,
     "trained_conditions_": None,
+    "trained_cells_": None,
     "split_": None,
     "dose_response_": None,
     "calibration_": None,
@@ -58,6 +59,8 @@ class ModelBase(BaseModelClass):
         Which stages are through.
     trained_conditions_
         Key of every condition and code of every cell type that were trained on together.
+    trained_cells_
+        Training cells of each of them; ``None`` in models saved before they were counted.
     split_
         Rows of training, validation and test cells.
     dose_response_
@@ -74,6 +77,7 @@ class ModelBase(BaseModelClass):
     is_vae_trained_: bool
     is_flow_trained_: bool
     trained_conditions_: list[tuple[ConditionKey, int]] | None
+    trained_cells_: list[int] | None
     split_: list[np.ndarray] | None
     dose_response_: dict[str, dict[str, float]] | None
     calibration_: Calibration | None

@@ -15,17 +15,16 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import scvi
 import torch
 from anndata import AnnData
+from populations import RESULTS, true_effect
 
 from cfmvc_scvi import CFMVC, data
 
-RESULTS = Path(__file__).parents[1] / "results"
 #: Effects smaller than this count as none when the calls are checked; the error of the simulated truth is far below.
 NO_EFFECT = 0.02
 
@@ -51,20 +50,6 @@ def vectors(seed: int, n_cells: int) -> tuple[AnnData, np.ndarray, dict]:
 
 
 SCREENS = {"singles": singles, "vectors": vectors}
-
-
-def true_effect(cells: AnnData, perturbation: str, rng: np.random.Generator, draws: int = 10) -> np.ndarray:
-    """Mean change (n_genes,) of log1p CP10k of drawn counts, over these cells."""
-    theta = cells.var["dispersion"].to_numpy()
-    levels = []
-    for label in (perturbation, "control"):
-        mean = data.counterfactual_mean(cells, label).astype(np.float64)
-        level = np.zeros(cells.n_vars)
-        for _ in range(draws):
-            x = rng.poisson(rng.gamma(theta, mean / theta))
-            level += np.log1p(x / x.sum(axis=1, keepdims=True) * 1e4).mean(axis=0) / draws
-        levels.append(level)
-    return levels[0] - levels[1]
 
 
 def gene_rows(screen: str, seed: int, n_cells: int) -> pd.DataFrame:

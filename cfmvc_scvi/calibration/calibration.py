@@ -165,7 +165,7 @@ class Calibration:
             Of the choice of control cells.
         """
         members = vocabulary.encode_members(cache.conditions)[populations.condition]
-        effects = MeanEffects(populations.effect, populations.variance, members, populations.label)
+        effects = populations.observed(members)
         chosen = None if estimator is None else get_estimator(estimator).fit(effects, populations.mean0)
         rng = np.random.default_rng(seed)
         spread_effect = populations.spread_effect(members.sum(axis=1))

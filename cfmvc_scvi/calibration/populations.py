@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cfmvc_scvi.calibration.moments import lognorm_moments
+from cfmvc_scvi.calibration.process import MeanEffects
+from cfmvc_scvi.calibration.samples import Between, SampledPopulation, Values, between_samples, sampled_effect
+from cfmvc_scvi.calibration.sampling_variance import moved_variance, shrink_variance, variance_trend
 from cfmvc_scvi.cells.latents import LatentCache
 from cfmvc_scvi.cells.strata import matched_strata, strata
 from cfmvc_scvi.cells.table import CellTable
 
-#: Cells that make a population.
-_MIN_CELLS = 9
+#: Variance of a mean that no number of cells takes away.
+_FLOOR = 1e-4
+#: Ridge on the change of variances with a perturbation, in roots of cells.
+_RIDGE = 3.0
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Populations:
         Mean change of every perturbed population against its matched controls, and its sampling variance, (n, n_genes).
     n_cells, label, condition
         Cells, cell type and index of the condition of every perturbed population.
+    freedom
+        Degrees of freedom of ``variance``, (n, n_genes), where that is estimated between samples; else ``None``.
     """
 
     control: list[np.ndarray]
@@ -43,57 +50,137 @@ class Populations:
     n_cells: np.ndarray
     label: np.ndarray
     condition: np.ndarray
+    freedom: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.label)
 
     @classmethod
     def of(cls, cache: LatentCache, rows: np.ndarray, n_labels: int) -> Populations:
-        """Populations of at least nine cells, whose cell type has as many controls.
+        """Populations of any size, from one cell on, in the cell types that have control cells.
 
         The controls of a population are all of its cell type. Where the two are spread differently over batches and
         further categorical covariates (:mod:`~cfmvc_scvi.cells.strata`), they are those of the same strata, weighted as
-        the population's cells are spread over them.
+        the population's cells are spread over them. The sampling variance is from a variance over cells that is
+        shrunken towards that of the controls (:mod:`~cfmvc_scvi.calibration.sampling_variance`). With samples, effects
+        are means over them and the variance is that between them (:mod:`~cfmvc_scvi.calibration.samples`).
         """
         labels, condition = cache.cells.context.labels.numpy()[rows], cache.condition[rows]
         everyone = rows[condition == 0]
         own = [rows[(condition == 0) & (labels == label)] for label in range(n_labels)]
         control = [cells if len(cells) else everyone for cells in own]
-        pooled = [(*lognorm_moments(cache.cells, cells), len(cells)) for cells in control]
-        controls = MatchedControls(cache.cells, own, pooled)
-        found = []
+        controls = MatchedControls(cache.cells, own, control)
+        found, members, over_cells = [], [], []
         for code, label in sorted(set(zip(condition.tolist(), labels.tolist(), strict=True))):
+            if code == 0 or not len(own[label]):
+                continue
             cells = rows[(condition == code) & (labels == label)]
-            if code > 0 and min(len(cells), len(own[label])) >= _MIN_CELLS:
-                mean, spread = lognorm_moments(cache.cells, cells)
-                mean0, variance0 = controls.mean(cells, label)
-                variance = spread / (len(cells) - 1) + variance0 + 1e-4
-                found.append((mean, spread, mean - mean0, variance, len(cells), label, code))
+            here = Moments.of(cache.cells, cells)
+            over_cells.append(here.shrunken(controls.prior(label, here)))
+            mean0, variance0 = controls.mean(cells, label)
+            variance = over_cells[-1] / here.n + variance0 + _FLOOR
+            found.append((here.mean, here.spread, here.mean - mean0, variance, here.n, label, code))
+            members.append(cells)
         n_genes = cache.cells.counts.shape[1]
         empty = (np.zeros((0, n_genes)),) * 4 + (np.zeros(0), np.zeros(0, dtype=int), np.zeros(0, dtype=int))
         columns = [np.stack(column) for column in zip(*found, strict=True)] if found else empty
-        return cls(control, np.stack([m for m, _, _ in pooled]), np.stack([v for _, v, _ in pooled]), *columns)
+        every = cls(control, controls.level, controls.spread, *columns)
+        if cache.cells.sample is None or not found:
+            return every
+        samples = {label: _by_sample(cache.cells, own[label], controls.shrunken[label]) for label in set(every.label)}
+        perturbed = [_by_sample(cache.cells, *part) for part in zip(members, over_cells, strict=True)]
+        return every._over_samples(samples, perturbed)
+
+    def _over_samples(self, control: dict[int, BySample], perturbed: list[BySample]) -> Populations:
+        """The same populations with effects over samples; ``control`` by cell type, ``perturbed`` by population."""
+        sampled = [_sampled(p, control[c]) for p, c in zip(perturbed, self.label, strict=True)]
+        singles = {c: _stacked(list(samples.values())) for c, samples in control.items()}
+        groups = {c: [s for s, label in zip(sampled, self.label, strict=True) if label == c] for c in control}
+        n_genes = self.effect.shape[1]
+        paired = _between({c: [s.paired for s in group] for c, group in groups.items()}, n_genes)
+        single = _between({c: [singles[c], *(s.single for s in group)] for c, group in groups.items()}, n_genes)
+        found = [sampled_effect(s, singles[c], paired[c], single[c]) for s, c in zip(sampled, self.label, strict=True)]
+        effect, variance, freedom = (
+            np.stack([getattr(f, name) for f in found]) for name in ("effect", "variance", "freedom")
+        )
+        freedom = freedom if np.isfinite(freedom).any() else None
+        return replace(self, effect=effect, variance=variance + _FLOOR, freedom=freedom)
+
+    def observed(self, members: np.ndarray) -> MeanEffects:
+        """The populations as the process reads them; ``members`` are vectors (n, most members, n_features)."""
+        return MeanEffects(self.effect, self.variance, members, self.label, self.freedom)
 
     def spread_effect(self, p: np.ndarray) -> np.ndarray:
         """Change of every gene's variance per unit of the perturbation vector, (n_features, n_genes), by ridge.
+
+        Populations weigh as the root of their cells less one: the spread of a single cell says nothing.
 
         Parameters
         ----------
         p
             Perturbation vector of every population, shape (n, n_features).
         """
-        weights = np.sqrt(self.n_cells)[:, None]
+        weights = np.sqrt(self.n_cells - 1)[:, None]
         change = self.spread1 - self.spread0[self.label]
-        gram = p.T @ (weights * p) + np.sqrt(_MIN_CELLS) * np.eye(p.shape[1])
+        gram = p.T @ (weights * p) + _RIDGE * np.eye(p.shape[1])
         return np.linalg.solve(gram, p.T @ (weights * change)).astype(np.float32)
 
 
-#: Mean and variance of every gene, and the number of cells.
-Moments = tuple[np.ndarray, np.ndarray, int]
+#: Mean of every gene in each sample, and its variance from cells.
+BySample = dict[int, tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and variance of every gene over some cells, and the number of cells."""
+
+    mean: np.ndarray
+    spread: np.ndarray
+    n: int
+
+    @classmethod
+    def of(cls, cells: CellTable, rows: np.ndarray) -> Moments:
+        """Moments over the cells at these rows."""
+        return cls(*lognorm_moments(cells, rows), len(rows))
+
+    def shrunken(self, prior: np.ndarray) -> np.ndarray:
+        """Variance over cells, shrunken towards a prior."""
+        return shrink_variance(self.n * self.spread, self.n - 1, prior)
+
+
+def _by_sample(cells: CellTable, rows: np.ndarray, spread: np.ndarray) -> BySample:
+    """Means in each sample, with variances from cells that vary by ``spread``."""
+    assert cells.sample is not None  # a sample key is registered
+    sample = cells.sample[rows]
+    parts = {int(code): rows[sample == code] for code in np.unique(sample)}
+    return {s: (lognorm_moments(cells, part)[0], spread / len(part) + _FLOOR) for s, part in parts.items()}
+
+
+def _sampled(perturbed: BySample, control: BySample) -> SampledPopulation:
+    """Samples with controls, as differences, and those without."""
+    n_genes = len(next(iter(perturbed.values()))[0])
+    both = [s for s in perturbed if s in control]
+    paired = [(perturbed[s][0] - control[s][0], perturbed[s][1] + control[s][1]) for s in both]
+    single = [value for s, value in perturbed.items() if s not in control]
+    return SampledPopulation(_stacked(paired, n_genes), _stacked(single, n_genes))
+
+
+def _stacked(values: list[tuple[np.ndarray, np.ndarray]], n_genes: int = 0) -> Values:
+    if not values:
+        return np.zeros((0, n_genes)), np.zeros((0, n_genes))
+    return np.stack([mean for mean, _ in values]), np.stack([variance for _, variance in values])
+
+
+def _between(groups: dict[int, list[Values]], n_genes: int) -> dict[int, Between]:
+    """Variance between samples in every cell type; the mean of the others where one has too few."""
+    found = {label: between_samples(group) for label, group in groups.items()}
+    known = [between for between in found.values() if between is not None]
+    typical = Between.mean(known) if known else Between.none(n_genes)
+    return {label: typical if between is None else between for label, between in found.items()}
 
 
 class MatchedControls:
-    """Mean of the controls that a population is compared with.
+    """Controls of every cell type: their variances, and the mean of those that a population is compared with.
 
     Parameters
     ----------
@@ -101,14 +188,38 @@ class MatchedControls:
         All cells.
     own
         Rows of the control cells of every cell type.
-    pooled
-        Their moments.
+    control
+        The same, or those that stand for them where there are none.
+
+    Attributes
+    ----------
+    level, spread
+        Mean and variance over the controls of every cell type, shape (n_labels, n_genes).
+    shrunken
+        The variance, shrunken towards that within all cell types.
     """
 
-    def __init__(self, cells: CellTable, own: list[np.ndarray], pooled: list[Moments]) -> None:
-        self._cells, self._own, self._pooled = cells, own, pooled
+    def __init__(self, cells: CellTable, own: list[np.ndarray], control: list[np.ndarray]) -> None:
+        self._cells, self._own = cells, own
         self._code = strata(cells.context)
+        self._pooled = [Moments.of(cells, rows) for rows in control]
         self._moments: dict[tuple[int, int], Moments] = {}
+        self.level = np.stack([moments.mean for moments in self._pooled])
+        self.spread = np.stack([moments.spread for moments in self._pooled])
+        self.shrunken = self._shrunken()
+        self._trends = [variance_trend(*values) for values in zip(self.level, self.shrunken, strict=True)]
+
+    def _shrunken(self) -> np.ndarray:
+        sizes = np.array([moments.n for moments in self._pooled], dtype=float)
+        within = sizes @ self.spread / max(float((sizes - 1).sum()), 1.0)
+        level = sizes @ self.level / sizes.sum()
+        trend = variance_trend(level, within)
+        priors = [moved_variance(moments.mean, moments.n, level, within, trend) for moments in self._pooled]
+        return np.stack([moments.shrunken(prior) for moments, prior in zip(self._pooled, priors, strict=True)])
+
+    def prior(self, label: int, moments: Moments) -> np.ndarray:
+        """Prior variance over the cells of a perturbed population of a type, (n_genes,)."""
+        return moved_variance(moments.mean, moments.n, self.level[label], self.shrunken[label], self._trends[label])
 
     def mean(self, rows: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
         """Mean of the matched controls of the cells ``rows`` of a type, and its sampling variance, (n_genes,) both."""
@@ -118,12 +229,13 @@ class MatchedControls:
         if rest:
             parts.append((self._pooled[label], rest))
         weights = [n / len(rows) for _, n in parts]
-        mean = sum(w * moments[0] for w, (moments, _) in zip(weights, parts, strict=True))
-        variance = sum(w**2 * m[1] / (m[2] - 1) for w, (m, _) in zip(weights, parts, strict=True))
+        mean = sum(w * moments.mean for w, (moments, _) in zip(weights, parts, strict=True))
+        prior = self.shrunken[label]
+        variance = sum(w**2 * m.shrunken(prior) / m.n for w, (m, _) in zip(weights, parts, strict=True))
         return np.asarray(mean), np.asarray(variance)
 
     def _in_stratum(self, label: int, stratum: int) -> Moments:
         if (label, stratum) not in self._moments:
             rows = self._own[label][self._code[self._own[label]] == stratum]
-            self._moments[label, stratum] = (*lognorm_moments(self._cells, rows), len(rows))
+            self._moments[label, stratum] = Moments.of(self._cells, rows)
         return self._moments[label, stratum]

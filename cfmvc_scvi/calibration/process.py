@@ -13,6 +13,8 @@ from torch import Tensor
 #: Start values of the shared hyperparameters, on the log scale.
 _START = {"length": 1.0, "common": 0.3, "context": 0.2, "slope": 0.05, "noise": 0.6, "pair": 0.1}
 _BOUNDS = (-7.0, 4.0)
+#: Numbers of one block of covariances held at a time (64 MB of float64).
+_BLOCK = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,30 @@ class MeanEffects:
         where there are fewer.
     context
         Index of the context, shape (n,).
+    freedom
+        Degrees of freedom of ``variance``, shape (n, n_genes); ``None`` is infinitely many.
     """
 
     effect: np.ndarray
     variance: np.ndarray
     members: np.ndarray
     context: np.ndarray
+    freedom: np.ndarray | None = None
+
+    def shares(self) -> np.ndarray:
+        r"""Share of every population in means over them, shape (n,).
+
+        .. math:: w_i \propto \left(\bar a + \bar v_i\right)^{-2}
+
+        with :math:`\bar v_i` the population's sampling variance and :math:`\bar a` the squared effect less that
+        variance, both means over genes, :math:`\bar a` the median of all populations: about the weights of least
+        variance for a mean of squares. Populations of few cells, whose squares are noise, count for little; where all
+        are large, all count alike.
+        """
+        noise = self.variance.mean(axis=1)
+        size = max(float(np.median((self.effect**2).mean(axis=1) - noise)), 1e-4)
+        weights = (size + noise) ** -2.0
+        return weights / weights.sum()
 
 
 @dataclass
@@ -53,12 +73,12 @@ class EffectGP:
         \operatorname{cov}\Big[\sum_{k < l} p_k^\top W_g \, p_l, \, \sum_{k < l} p_k'^\top W_g \, p_l'\Big] =
         \frac{a_g s_4}{4} \sum_{k \ne l} \sum_{m \ne n} (p_k \cdot p'_m)(p_l \cdot p'_n)
 
-    with :math:`a_g` the gene's mean squared effect, :math:`d` the distance of the contexts' control profiles in
-    units of its median, and :math:`x_{cg}` the centred control level of the gene. The first three terms are an effect
-    common to all contexts, one that similar contexts share, and one that follows how strongly the gene is
-    expressed already; a global slope on :math:`x`, in proportion to the length of :math:`p`, comes on top. The last
-    is the interaction of perturbations given together, common to all contexts: a pair tells of pairs that share a
-    member, or whose members have similar vectors. The observation noise is a multiple :math:`s_3` of the
+    with :math:`a_g` the gene's mean squared effect (:meth:`MeanEffects.shares`), :math:`d` the distance of the
+    contexts' control profiles in units of its median, and :math:`x_{cg}` the centred control level of the gene. The
+    first three terms are an effect common to all contexts, one that similar contexts share, and one that follows how
+    strongly the gene is expressed already; a global slope on :math:`x`, in proportion to the length of :math:`p`, comes
+    on top. The last is the interaction of perturbations given together, common to all contexts: a pair tells of pairs
+    that share a member, or whose members have similar vectors. The observation noise is a multiple :math:`s_3` of the
     sampling variance, so a population of few cells counts for little. The hyperparameters are shared by all genes and
     maximise their summed marginal likelihood (Rasmussen and Williams, 2006, ch. 2 and 5).
 
@@ -78,7 +98,7 @@ class EffectGP:
     def fit(self, data: MeanEffects, n_hyper_genes: int = 1000) -> EffectGP:
         """Fit the hyperparameters, on the ``n_hyper_genes`` genes with the largest effects, and the weights."""
         x = self.profiles - self.profiles.mean(axis=0)
-        amplitude = (data.effect**2).mean(axis=0) + 1e-4
+        amplitude = data.shares() @ data.effect**2 + 1e-4
         self.state = {
             "members": data.members.astype(np.float64),
             "p": data.members.sum(axis=1, dtype=np.float64),
@@ -91,7 +111,8 @@ class EffectGP:
         genes = np.argsort(-amplitude)[: n_hyper_genes if n <= 60 else 100]
         self._fit_hyper(data, genes)
         weights = np.empty((data.effect.shape[1], n))
-        for block in np.array_split(np.arange(data.effect.shape[1]), max(1, data.effect.shape[1] // 500)):
+        size = max(1, min(500, _BLOCK // n**2))
+        for block in np.array_split(np.arange(data.effect.shape[1]), max(1, data.effect.shape[1] // size)):
             weights[block] = self._solve(data, block)
         self.state["weights"] = weights
         return self

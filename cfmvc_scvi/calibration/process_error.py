@@ -10,10 +10,7 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from cfmvc_scvi.calibration.process import _START, EffectGP, MeanEffects, _covariance
-
-#: Numbers of one block of covariances held at a time (64 MB of float64).
-_BLOCK = 8_000_000
+from cfmvc_scvi.calibration.process import _BLOCK, _START, EffectGP, MeanEffects, _covariance
 
 
 @dataclass(frozen=True)
@@ -109,12 +106,31 @@ class EffectError:
     process
         Part of the covariance that comes from what no population shows, shape (n_genes, n_conditions, n_conditions).
     noise
-        Part that comes from the populations' finite numbers of cells, same shape.
+        Part that comes from the populations' finite numbers of cells and samples, same shape.
+    freedom
+        Degrees of freedom of the noise of every condition, shape (n_conditions, n_genes); ``None`` is infinitely many.
     """
 
     mean: np.ndarray
     process: np.ndarray
     noise: np.ndarray
+    freedom: np.ndarray | None = None
+
+    def averaged(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        r"""Variance of the weighted mean over conditions and its degrees of freedom, (n_genes,) both.
+
+        Variances between samples are of the same samples and genes in every condition, so their errors go together:
+        with :math:`N` the noise part of the variance :math:`V`, :math:`\nu = \nu_N (V / N)^2` and :math:`\nu_N^{-1/2}`
+        the mean of those of the conditions, weighted by their noise (Satterthwaite, 1946).
+        """
+        process, noise = (np.einsum("c,gcd,d->g", weights, part, weights) for part in (self.process, self.noise))
+        if self.freedom is None:
+            return process + noise, np.full_like(noise, np.inf)
+        own = np.einsum("gcc->cg", self.noise) * weights[:, None] ** 2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            root = np.nan_to_num((own / np.sqrt(self.freedom)).sum(axis=0) / own.sum(axis=0))
+            freedom = ((process + noise) / (noise * root)) ** 2
+        return process + noise, np.nan_to_num(freedom, nan=np.inf, posinf=np.inf)
 
 
 def effect_error(gp: EffectGP, data: MeanEffects, queries: Conditions, misfit: Misfit | None = None) -> EffectError:
@@ -146,7 +162,7 @@ def effect_error(gp: EffectGP, data: MeanEffects, queries: Conditions, misfit: M
     n = len(data.effect)
     every = Conditions.of(data).followed_by(queries)
     misfit = Misfit.none() if misfit is None else misfit
-    means, processes, noises = [], [], []
+    means, processes, noises, roots = [], [], [], []
     for genes, kernel, fitted, noise, residual in _blocks(gp, _with_blanks(data, every)):
         weights = torch.linalg.solve(kernel[:, :n, :n] + torch.diag_embed(fitted[:, :n]), kernel[:, :n, n:])
         means.append(-residual[:, n:] + (weights.mT @ residual[:, :n, None]).squeeze(-1))
@@ -154,7 +170,15 @@ def effect_error(gp: EffectGP, data: MeanEffects, queries: Conditions, misfit: M
         mixed = weights.mT @ kernel[:, :n, n:]
         processes.append(kernel[:, n:, n:] - mixed - mixed.mT + weights.mT @ kernel[:, :n, :n] @ weights)
         noises.append(weights.mT @ (noise[:, :n, None] * weights))
-    return EffectError(torch.cat(means).T.numpy(), torch.cat(processes).numpy(), torch.cat(noises).numpy())
+        if data.freedom is not None:
+            parts = noise[:, :n, None] * weights**2
+            root = torch.from_numpy(data.freedom[:, genes].T ** -0.5)[..., None]
+            roots.append((parts * root).sum(dim=1) / parts.sum(dim=1).clamp_min(1e-30))
+    freedom = None
+    if roots:
+        with np.errstate(divide="ignore"):
+            freedom = torch.cat(roots).T.numpy() ** -2.0
+    return EffectError(torch.cat(means).T.numpy(), torch.cat(processes).numpy(), torch.cat(noises).numpy(), freedom)
 
 
 def find_misfit(gp: EffectGP, data: MeanEffects) -> Misfit:
@@ -204,7 +228,7 @@ def _left_out_weights(precision: Tensor, group: np.ndarray) -> Tensor:
 
 def _amplitudes(data: MeanEffects) -> Tensor:
     """Mean squared effect less its sampling variance, not negative: every gene's own, and the mean; (2, n_genes)."""
-    own = np.maximum((data.effect**2 - data.variance).mean(axis=0), 0.0)
+    own = np.maximum(data.shares() @ (data.effect**2 - data.variance), 0.0)
     return torch.from_numpy(np.stack([own, np.full_like(own, own.mean())])).double()
 
 

@@ -49,6 +49,7 @@ class CellReader:
         self.keys = keys
         self._batches = categories(field_registries, REGISTRY_KEYS.BATCH_KEY)
         self._labels = categories(field_registries, REGISTRY_KEYS.LABELS_KEY)
+        self._samples = [] if keys.sample_key is None else categories(field_registries, REGISTRY_KEYS.SAMPLE_KEY)
         joint = field_registries.get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
         self._covariates: dict[str, Sequence[str]] = dict(joint.get("mappings", {}))
         spatial = field_registries.get(CFMVC_KEYS.SPATIAL_KEY, {}).get("summary_stats", {})
@@ -100,6 +101,7 @@ class CellReader:
             library=np.maximum(library, 1.0).astype(np.float32),
             has_size_factor=size_factor is not None,
             whole=found.n_fractional == 0,
+            sample=self._sample(cells),
         )
 
     def _align_genes(self, adata: AnnData) -> Any:
@@ -193,6 +195,13 @@ class CellReader:
                 f"its shape is {coordinates.shape}."
             )
         return torch.as_tensor(coordinates)
+
+    def _sample(self, cells: _Annotations) -> np.ndarray | None:
+        """Codes of the samples; cells to predict need none."""
+        key = self.keys.sample_key
+        if key is None or key not in cells.obs:
+            return None
+        return pd.Index(self._samples).get_indexer(pd.Index(cells.obs[key].astype(str))).astype(np.int64)
 
     def _size_factor(self, cells: _Annotations) -> np.ndarray | None:
         key = self.keys.size_factor_key

@@ -36,6 +36,8 @@ class CellTable:
         Which of the two it is.
     whole
         Whether all counts are whole numbers.
+    sample
+        Code of every cell's sample, shape (n,), -1 for samples that were not in training; ``None`` without samples.
     """
 
     counts: Any
@@ -44,6 +46,7 @@ class CellTable:
     library: np.ndarray
     has_size_factor: bool
     whole: bool = True
+    sample: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.obs)
@@ -56,6 +59,7 @@ class CellTable:
             obs=self.obs.iloc[rows],
             context=self.context[torch.as_tensor(rows)],
             library=self.library[rows],
+            sample=None if self.sample is None else self.sample[rows],
         )
 
     def padded(self) -> CellTable:

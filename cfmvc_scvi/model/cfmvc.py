@@ -142,6 +142,7 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
         continuous_covariate_keys: list[str] | None = None,
         size_factor_key: str | None = None,
         allow_noncounts: bool = False,
+        sample_key: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Register an AnnData: say which column plays which part.
@@ -181,14 +182,18 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
         allow_noncounts
             Take fractional values, such as normalised or log-transformed ones, with a warning in place of an error. The
             likelihood is then not that of the data.
+        sample_key
+            Column of ``obs`` with the independent sample: donor, animal, plate. Effects are then means over
+            samples, controls are those of the same sample where it has some, and intervals are about further samples
+            rather than further cells of these. The networks do not see it. ``None`` takes cells for independent.
         **kwargs
             From scvi-tools alone, where it transfers a setup to other data.
 
         Warns
         -----
         UserWarning
-            Where the data cannot tell a perturbation from something else: confounded with batch, without control cells
-            in a cell type, with a single cell; and for cells or genes without counts.
+            Where the data cannot tell a perturbation from something else: confounded with batch or sample, without
+            control cells in a cell type, with a single cell; and for cells or genes without counts.
 
         Raises
         ------
@@ -216,6 +221,7 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
             continuous_covariate_keys=continuous_covariate_keys,
             size_factor_key=size_factor_key,
             allow_noncounts=allow_noncounts,
+            sample_key=sample_key,
         )
         setup_method_args = cls._get_setup_method_args(cls=cls, adata=adata, **asdict(registration.keys))
         manager = AnnDataManager(

@@ -7,11 +7,10 @@ from typing import cast
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm
+from scipy.stats import t as student
 
 from cfmvc_scvi.calibration import ObservedEffects
 from cfmvc_scvi.calibration.populations import Populations
-from cfmvc_scvi.calibration.process import MeanEffects
 from cfmvc_scvi.calibration.process_error import find_misfit
 from cfmvc_scvi.cells.latents import CellPosterior, LatentCache
 from cfmvc_scvi.cells.reader import unknown_level_message
@@ -48,6 +47,10 @@ class EffectMixin(RequestMixin, SupportMixin):
         where the V are the two parts of :func:`~cfmvc_scvi.calibration.process_error.effect_error`, with the misfit
         that left-out training populations show: the expected squared error of the estimate when the process is right.
 
+        With samples (``sample_key``), noise is that between samples, whose variance is estimated; intervals and
+        probabilities are then those of Student's t, with the degrees of freedom of
+        :meth:`~cfmvc_scvi.calibration.process_error.EffectError.averaged`.
+
         Signs follow Stephens (2017): the local false sign rate (``lfsr``) of a gene is the posterior probability that
         its effect is not in the direction of the estimate (or not beyond ``min_change`` in it), and its s-value is the
         mean of that rate over all genes at least as sure. ``significant`` are the genes with a local rate up to
@@ -81,8 +84,8 @@ class EffectMixin(RequestMixin, SupportMixin):
         ValueError
             For an unknown perturbation or cell type, or a probability out of range.
         RuntimeError
-            When the flow is not trained, no training population was large enough, or the training data are
-            needed and not there.
+            When the flow is not trained, no perturbation was trained on beside control cells of its cell type, or the
+            training data are needed and not there.
 
         References
         ----------
@@ -97,9 +100,9 @@ class EffectMixin(RequestMixin, SupportMixin):
         codes = self._label_codes(labels)
         n_control = self._observed_effects().n_control[codes]
         weights = n_control / n_control.sum() if n_control.any() else np.full(len(codes), 1.0 / len(codes))
-        mean, variance = self._effect_moments(condition, codes, weights)
+        mean, variance, freedom = self._effect_moments(condition, codes, weights)
         floor = -(weights @ self._calibration.state.profiles[codes])
-        table = effect_table(mean, np.sqrt(variance), floor, level=level, min_change=min_change, fdr=fdr)
+        table = effect_table(mean, np.sqrt(variance), floor, freedom, level=level, min_change=min_change, fdr=fdr)
         table.index = pd.Index(self.get_var_names(), name="gene")
         table.attrs = {
             "perturbation": condition.label,
@@ -116,16 +119,16 @@ class EffectMixin(RequestMixin, SupportMixin):
 
     def _effect_moments(
         self, condition: Condition, codes: np.ndarray, weights: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance (n_genes,) of the effect averaged over cell types with these weights."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean, variance and its degrees of freedom (n_genes,) of the effect averaged over cell types."""
         if condition.is_control:
             zero = np.zeros(self._calibration.state.profiles.shape[1])
-            return zero, zero
+            return zero, zero, np.full_like(zero, np.inf)
         estimate = self._calibration.mean_effects(condition, codes, default_solver())
         error = self._calibration.effect_error(condition, codes)
-        variance = np.einsum("c,gcd,d->g", weights, error.process + error.noise, weights)
+        variance, freedom = error.averaged(weights)
         disagreement = weights @ (estimate - error.mean)
-        return weights @ estimate, variance + disagreement**2
+        return weights @ estimate, variance + disagreement**2, freedom
 
     def _label_codes(self, labels: str | Sequence[str] | None) -> np.ndarray:
         if labels is None:
@@ -142,8 +145,8 @@ class EffectMixin(RequestMixin, SupportMixin):
         if state.observed is None:
             if state.process is None:
                 raise RuntimeError(
-                    "No perturbation has enough training cells in a cell type with enough control cells, so nothing is "
-                    "known about the uncertainty of its effect."
+                    "No perturbation was trained on in a cell type with control cells, so nothing is known about the "
+                    "uncertainty of its effect."
                 )
             adata = self._require_adata("give perturbation effects for the first time")
             cells, rows, found = self._cells(None), self._fitted_rows, self._conditions_of(adata)
@@ -151,7 +154,7 @@ class EffectMixin(RequestMixin, SupportMixin):
             cache = LatentCache(cells, no_latents, found.code, found.conditions)
             populations = Populations.of(cache, rows, len(self.cell_types))
             members = self.vocabulary.encode_members(found.conditions)[populations.condition]
-            effects = MeanEffects(populations.effect, populations.variance, members, populations.label)
+            effects = populations.observed(members)
             labels = cells.context.labels.numpy()[rows]
             n_control = np.bincount(labels[found.code[rows] == 0], minlength=len(self.cell_types))
             observed = ObservedEffects(effects, n_control, find_misfit(state.process, effects))
@@ -161,17 +164,25 @@ class EffectMixin(RequestMixin, SupportMixin):
 
 
 def effect_table(
-    mean: np.ndarray, sd: np.ndarray, floor: np.ndarray, *, level: float, min_change: float, fdr: float
+    mean: np.ndarray,
+    sd: np.ndarray,
+    floor: np.ndarray,
+    freedom: np.ndarray | float = np.inf,
+    *,
+    level: float,
+    min_change: float,
+    fdr: float,
 ) -> pd.DataFrame:
-    """Interval, sign probability, local false sign rate and s-value of normal posteriors; one row per gene.
+    """Interval, sign probability, local false sign rate and s-value of Student's t posteriors; one row per gene.
 
-    ``floor`` is the lowest effect possible, that which takes the gene to zero.
+    ``floor`` is the lowest effect possible, that which takes the gene to zero; with infinite ``freedom`` the
+    posteriors are normal.
     """
-    reach = norm.ppf(0.5 + level / 2) * sd
+    reach = student.ppf(0.5 + level / 2, freedom) * sd
     with np.errstate(divide="ignore", invalid="ignore"):
         z = np.where(sd > 0, (np.abs(mean) - min_change) / sd, np.where(np.abs(mean) > min_change, np.inf, -np.inf))
     z = np.where((sd == 0) & (mean == 0), 0.0 if min_change == 0 else -np.inf, z)
-    lfsr = norm.sf(z)
+    lfsr = student.sf(z, freedom)
     s_value = mean_of_smaller(lfsr)
     return pd.DataFrame(
         {
@@ -179,7 +190,7 @@ def effect_table(
             "lower": np.maximum(mean - reach, np.minimum(floor, mean)),
             "upper": mean + reach,
             "sd": sd,
-            "sign_probability": norm.cdf(z),
+            "sign_probability": student.cdf(z, freedom),
             "lfsr": lfsr,
             "s_value": s_value,
             "significant": lfsr <= fdr,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, Literal
@@ -246,7 +247,7 @@ class TrainingMixin(ModelBase):
 
     def _finish_flow(self, cache: LatentCache, populations: Populations) -> None:
         """What makes a flow usable once its weights are there."""
-        self.trained_conditions_ = _trained_conditions(cache, self._split.train)
+        self.trained_conditions_, self.trained_cells_ = _trained_conditions(cache, self._split.train)
         self.calibration_ = self._fit_calibration(cache, populations)
         self.is_flow_trained_ = self.is_trained_ = True
 
@@ -367,11 +368,11 @@ class TrainingMixin(ModelBase):
         return _FLOW_STEPS + _FLOW_STEPS_EACH * len(self.vocabulary.names)
 
 
-def _trained_conditions(cache: LatentCache, train: np.ndarray) -> list[tuple[ConditionKey, int]]:
-    """Key of every condition and code of every cell type that occur together among the training cells."""
+def _trained_conditions(cache: LatentCache, train: np.ndarray) -> tuple[list[tuple[ConditionKey, int]], list[int]]:
+    """Conditions and cell types that occur together among the training cells, and the number of these cells."""
     labels = cache.cells.context.labels.numpy()[train]
-    pairs = sorted(set(zip(cache.condition[train].tolist(), labels.tolist(), strict=True)))
-    return [(cache.conditions[code].key, label) for code, label in pairs]
+    pairs = sorted(Counter(zip(cache.condition[train].tolist(), labels.tolist(), strict=True)).items())
+    return [(cache.conditions[code].key, label) for (code, label), _ in pairs], [n for _, n in pairs]
 
 
 def _epochs(steps: int, n_cells: int, batch_size: int) -> int:

@@ -119,7 +119,9 @@ class PredictionMixin(RequestMixin, SupportMixin):
           ``"new combination"`` (its members were, but not together), ``"new perturbation"`` (known by its vector);
         - ``support_distance``: Euclidean distance of the condition's vector to the nearest one of training, control
           among them, in units of a perturbation's typical length: 0 for a trained one, 1 as far as a typical
-          perturbation is from control.
+          perturbation is from control;
+        - ``n_support``: training cells of this condition (at its dose) in this cell type. With few of them the answer
+          leans on what is known of other perturbations, cell types and genes, and on no effect.
 
         ``obsm["X_cfmvc"]`` is the transported latent; ``uns["cfmvc"]`` the call.
 
@@ -278,6 +280,7 @@ class PredictionMixin(RequestMixin, SupportMixin):
             request: (
                 self._support(request.condition, sources[request.labels].codes),
                 self._support_distance(request.condition),
+                self._n_support(request.condition, sources[request.labels].codes),
             )
             for request in requests
         }

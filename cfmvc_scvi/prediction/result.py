@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import cast
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 
 from cfmvc_scvi.prediction.request import Request
@@ -16,7 +17,7 @@ from cfmvc_scvi.registration.keys import SetupKeys
 def result_obs(
     requests: Sequence[Request],
     sources: Mapping[str | None, SourceCells],
-    support: Mapping[Request, tuple[pd.Categorical, float]],
+    support: Mapping[Request, tuple[pd.Categorical, float, np.ndarray | None]],
     keys: SetupKeys,
     perturbation_column: str,
     draws: int,
@@ -30,7 +31,7 @@ def result_obs(
     sources
         The cells, by the cell type asked for.
     support
-        Support of every cell of a request, and the distance of its condition.
+        Support of every cell of a request, the distance of its condition, and the training cells behind every cell.
     keys
         Columns of the fields.
     perturbation_column
@@ -48,7 +49,9 @@ def result_obs(
             obs[keys.dosage_key] = dose
         if request.batch is not None and keys.batch_key is not None:
             obs[keys.batch_key] = request.batch
-        obs["support"], obs["support_distance"] = support[request]
+        obs["support"], obs["support_distance"], n_support = support[request]
+        if n_support is not None:
+            obs["n_support"] = n_support
         for draw in range(draws):
             block = obs if draws == 1 else obs.assign(sample=draw)
             suffix = f"_{tag}" if draws == 1 else f"_{tag}_{draw}"

@@ -67,6 +67,13 @@ class SupportMixin(ModelBase):
         values = ["seen" if (condition.members, int(label)) in together else unseen for label in labels]
         return pd.Categorical(values, categories=list(SUPPORT_LEVELS))
 
+    def _n_support(self, condition: Condition, labels: np.ndarray) -> np.ndarray | None:
+        """Training cells of a condition, at its dose, in the cell type of each prediction; ``None`` if not counted."""
+        if self.trained_cells_ is None:
+            return None
+        found = dict(zip(self._conditions_of_training, self.trained_cells_, strict=True))
+        return np.array([found.get((condition.key, int(label)), 0) for label in labels], dtype=np.int64)
+
     def _support_distance(self, condition: Condition) -> float:
         """Distance of a condition's vector to the nearest of training, control among them."""
         vocabulary = self.vocabulary

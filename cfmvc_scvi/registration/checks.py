@@ -61,7 +61,8 @@ def validate(adata: AnnData, keys: SetupKeys, *, is_new: bool = True) -> None:
     ValueError
         For values that are missing or cannot be.
     """
-    categorical = [keys.batch_key, keys.labels_key, keys.perturbation_key, *(keys.categorical_covariate_keys or [])]
+    categorical = [keys.batch_key, keys.labels_key, keys.sample_key, keys.perturbation_key]
+    categorical += keys.categorical_covariate_keys or []
     categorical = [key for key in categorical if key is not None and key in adata.obs]
     for key in categorical:
         check_categories(adata.obs[key], f"adata.obs[{key!r}]")
@@ -245,6 +246,8 @@ def warn_of_design(adata: AnnData, keys: SetupKeys, condition: np.ndarray, condi
             )
     if keys.batch_key is not None:
         _warn_of_confounding(adata.obs[keys.batch_key].astype(str).to_numpy(), keys.batch_key, condition, conditions)
+    if keys.sample_key is not None:
+        _warn_of_samples(adata.obs[keys.sample_key].astype(str).to_numpy(), keys.sample_key, condition, conditions)
 
 
 def _warn_of_confounding(batch: np.ndarray, key: str, condition: np.ndarray, conditions: list[Condition]) -> None:
@@ -262,6 +265,32 @@ def _warn_of_confounding(batch: np.ndarray, key: str, condition: np.ndarray, con
             f"{', ...' if len(confounded) > 10 else ''}. No control cell was measured in the same batches, so their "
             "effect cannot be told from that of the batch."
         )
+
+
+def _warn_of_samples(sample: np.ndarray, key: str, condition: np.ndarray, conditions: list[Condition]) -> None:
+    """Warn of perturbations whose effect cannot be told from the difference of two samples."""
+    controls = set(sample[condition == 0])
+    single = []
+    for code in np.unique(condition[condition > 0]).tolist():
+        samples = set(sample[condition == code])
+        if len(samples) == 1 and not samples & controls:
+            single.append(conditions[code].label)
+    if single:
+        _warn(
+            f"{len(single)} perturbations are confounded with adata.obs[{key!r}]: {shortened(single)}. Each was "
+            "measured in one sample that has no control cells, so its effect cannot be told from the difference "
+            "between samples."
+        )
+    if not _has_replicates(sample, condition):
+        _warn(
+            f"No condition has two samples in adata.obs[{key!r}], so the variance between samples is not known: "
+            "intervals are about these samples, not about others like them."
+        )
+
+
+def _has_replicates(sample: np.ndarray, condition: np.ndarray) -> bool:
+    pairs = np.unique(np.stack([condition, np.unique(sample, return_inverse=True)[1]]), axis=1)
+    return bool((np.bincount(pairs[0]) > 1).any())
 
 
 def _levels_without_control(levels: np.ndarray, condition: np.ndarray) -> list[str]:

@@ -41,6 +41,14 @@ class FirstSeenObsField(CategoricalObsField):
         return state | {self.CATEGORICAL_MAPPING_KEY: state[self.CATEGORICAL_MAPPING_KEY][order]}
 
 
+class SampleField(FirstSeenObsField):
+    """Samples; further data may have others."""
+
+    def transfer_field(self, state_registry: dict, adata_target: AnnData, **kwargs) -> dict:
+        """Keep the codes of the source; new samples get codes behind them."""
+        return super().transfer_field(state_registry, adata_target, **kwargs | {"extend_categories": True})
+
+
 class FirstSeenJointObsField(CategoricalJointObsField):
     """The same for several columns."""
 
@@ -111,6 +119,8 @@ def make_fields(
         NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, keys.continuous_covariate_keys),
         NumericalObsField(REGISTRY_KEYS.SIZE_FACTOR_KEY, keys.size_factor_key, required=False),
     ]
+    if keys.sample_key is not None:
+        fields.append(SampleField(REGISTRY_KEYS.SAMPLE_KEY, keys.sample_key))
     if keys.spatial_key is not None:
         fields.append(ObsmField(CFMVC_KEYS.SPATIAL_KEY, keys.spatial_key))
     return fields

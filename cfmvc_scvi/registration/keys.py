@@ -45,6 +45,7 @@ class SetupKeys:
     continuous_covariate_keys: list[str] | None
     size_factor_key: str | None
     allow_noncounts: bool = False
+    sample_key: str | None = None
 
 
 def resolve_keys(
@@ -66,7 +67,7 @@ def resolve_keys(
     )
     perturbation_key = _resolve_perturbation(adata, perturbation_key)
     spatial_key = _resolve("spatial_key", keys["spatial_key"], adata.obsm.keys(), CONVENTIONAL_OBSM, "adata.obsm")
-    for argument in ("dosage_key", "size_factor_key"):
+    for argument in ("dosage_key", "size_factor_key", "sample_key"):
         _require(argument, keys[argument], adata.obs.columns, "adata.obs")
     for argument in ("categorical_covariate_keys", "continuous_covariate_keys"):
         for key in keys[argument] or []:

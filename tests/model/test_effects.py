@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.stats import norm
+from scipy.stats import t as student
 
 from cfmvc_scvi import CFMVC
 from cfmvc_scvi.model.effects import effect_table, mean_of_smaller
@@ -134,12 +135,14 @@ def test_retraining_forgets_the_old_errors(simulated, build, fit):
     assert model.calibration_.state.observed is None
 
 
-def test_no_population_large_enough(simulate, build, fit):
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*no control cells")
+def test_no_population_has_controls(simulate, build, fit):
     adata = simulate()
-    perturbed = np.flatnonzero((adata.obs["perturbation"] != "control").to_numpy())[:12]
-    control = np.flatnonzero((adata.obs["perturbation"] == "control").to_numpy())
-    model = fit(build(adata[np.r_[control, perturbed]].copy()))
-    with pytest.raises(RuntimeError, match="enough training cells"):
+    of_control = (adata.obs["perturbation"] == "control").to_numpy()
+    adata = adata[of_control == (adata.obs["cell_type"] == "type1").to_numpy()].copy()
+    model = fit(build(adata))
+    with pytest.raises(RuntimeError, match="No perturbation was trained on in a cell type with control cells"):
         model.get_perturbation_effect(model.vocabulary.names[0])
 
 
@@ -164,3 +167,43 @@ def test_untrained(simulated, build):
     for call in (lambda: model.get_perturbation_effect("P1"), model.get_effect_basis):
         with pytest.raises(RuntimeError, match="not trained"):
             call()
+
+
+@pytest.mark.slow
+def test_samples_widen_the_intervals(simulate, build, fit, tmp_path):
+    """Perturbed and control cells of different donors: what differs between donors is not an effect."""
+    adata = simulate(n_cells=1200, n_batches=6, batch_effect=0.6, n_pairs=0, n_perturbations=1, n_cell_types=1)
+    perturbed = (adata.obs["perturbation"] != "control").to_numpy()
+    first = adata.obs["batch"].isin(sorted(adata.obs["batch"].unique())[:3]).to_numpy()
+    adata = adata[first == perturbed].copy()
+    adata.obs["donor"] = adata.obs["batch"].astype(str)
+    tables = []
+    for setup in ({}, {"sample_key": "donor"}):
+        model = fit(build(adata.copy(), {"batch_key": None} | setup))
+        tables.append(model.get_perturbation_effect("P1"))
+    cells, samples = ((table["upper"] - table["lower"]).mean() for table in tables)
+    assert samples > 1.2 * cells
+    model.save(str(tmp_path / "model"))
+    loaded = CFMVC.load(str(tmp_path / "model"), adata=False, accelerator="cpu")
+    assert loaded.setup_keys.sample_key == "donor" and loaded.trained_cells_ == model.trained_cells_
+    observed = model.calibration_.state.observed.effects
+    np.testing.assert_array_equal(loaded.calibration_.state.observed.effects.freedom, observed.freedom)
+    again = loaded.get_perturbation_effect("P1")
+    for column in ("lower", "upper", "lfsr"):
+        np.testing.assert_allclose(again[column], tables[1][column], rtol=1e-4, atol=1e-5)
+    others = adata[:50].copy()
+    others.obs["donor"] = "a new one"
+    assert set(CFMVC.load(str(tmp_path / "model"), adata=others).adata.obs["donor"]) == {"a new one"}
+    del others.obs["donor"]
+    assert len(loaded.predict_perturbation(others, "P1")) == 50
+
+
+def test_intervals_of_student_are_wider():
+    mean, sd, floor = np.array([1.0, 1.0]), np.array([0.4, 0.4]), np.array([-9.0, -9.0])
+    options = {"level": 0.95, "min_change": 0.0, "fdr": 0.05}
+    normal = effect_table(mean, sd, floor, **options)
+    few = effect_table(mean, sd, floor, np.array([3.0, np.inf]), **options)
+    assert few["upper"][0] == pytest.approx(1.0 + student.ppf(0.975, 3) * 0.4) and few["upper"][0] > normal["upper"][0]
+    assert few["lfsr"][0] > normal["lfsr"][0]
+    np.testing.assert_allclose(few.iloc[1].astype(float), normal.iloc[1].astype(float))
+    assert few["lfsr"][1] == pytest.approx(norm.sf(2.5))

@@ -333,3 +333,13 @@ def test_interferon_raises_its_genes_in_real_cells(real_data, build, fit):
     change = pd.Series(predicted.X.mean(axis=0) - before.X.mean(axis=0), index=predicted.var_names)
     assert (change[markers] > 0.5).all(), change[markers]
     assert abs(change["CD3D"]) < 0.5
+
+
+def test_answers_say_how_many_training_cells_stand_behind_them(trained, predicted):
+    obs, split = trained.adata.obs, trained._split.train
+    trained_on = obs.iloc[split]
+    for name, block in predicted.obs.groupby("cell_type", observed=True):
+        count = ((trained_on["perturbation"] == "P1") & (trained_on["cell_type"] == name)).sum()
+        assert set(block["n_support"]) == {count}
+    unseen = trained.predict_perturbation(perturbation="P1+P2+P3").obs
+    assert set(unseen["n_support"]) == {0}

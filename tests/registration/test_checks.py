@@ -54,6 +54,12 @@ def set_x(adata, value):
     adata.X = value
 
 
+def donors(adata, of_perturbed, of_control):
+    """Donors by turns in either arm."""
+    control = (adata.obs["perturbation"] == "control").to_numpy()
+    adata.obs["donor"] = np.where(control, np.resize(of_control, len(control)), np.resize(of_perturbed, len(control)))
+
+
 REFUSED = {
     "normalised": (lambda a: set_x(a, dense(a) / np.maximum(a.X.sum(1, keepdims=True), 1) * 1e4), r"every cell sums to 1"),  # noqa: E501
     "log-normalised": (lognorm, r"log-transformed \(largest value .*`layer=`.*allow_noncounts=True"),
@@ -116,6 +122,10 @@ WARNED = {
     "one cell in a batch": (lambda a: single(a, "batch", "lost"), {}, r"levels with one cell: \['lost'\]"),
     "one cell in a perturbation": (lambda a: single(a, "perturbation", "rare"), {}, r"have one cell: \['rare'\]"),
     "confounded": (confound, {}, r"4 perturbations are confounded.*'P1' \(only in \['tuesday'\]\)"),
+    "a sample for each condition": (
+        lambda a: donors(a, ["d1"], ["d2"]), {"sample_key": "donor"}, r"confounded with .*'donor'\]: \['P1'",
+    ),
+    "no replicates": (lambda a: donors(a, ["d1"], ["d1"]), {"sample_key": "donor"}, "No condition has two samples"),
     "no control in a type": (
         lambda a: a[~((a.obs["cell_type"] == "type1") & (a.obs["perturbation"] == "control"))].copy(),
         {},
@@ -151,6 +161,30 @@ def test_perturbations_measured_with_control_in_one_batch_are_not_confounded(sim
     batch = np.where(np.cumsum(is_p1) % 2, "a", "b")
     simulated.obs["batch"] = np.where(is_p1 & (batch == "a"), "p1 alone", "rest")
     assert setup(simulated) == []
+
+
+def test_samples_pass_and_are_kept(simulated):
+    donors(simulated, ["d1", "d2"], ["d2", "d3"])
+    assert setup(simulated, sample_key="donor") == []
+    model = CFMVC(simulated, n_hidden=4, n_hidden_flow=4)
+    assert model.setup_keys.sample_key == "donor"
+    cells = model._reader.read(simulated)
+    assert len(set(zip(cells.sample, simulated.obs["donor"], strict=True))) == 3
+    np.testing.assert_array_equal(cells.take(np.array([5, 2])).sample, cells.sample[[5, 2]])
+    bare = simulated.copy()
+    del bare.obs["donor"]
+    assert model._reader.read(bare).sample is None  # cells to predict need no sample
+
+
+def test_samples_are_checked_like_other_categories(simulated):
+    donors(simulated, ["d1", "d2"], ["d2", " "])
+    with pytest.raises(ValueError, match="'donor'\\] is ' '"):
+        setup(simulated, sample_key="donor")
+    fill(simulated, "donor", np.nan)
+    with pytest.raises(ValueError, match="'donor'\\] is missing for 4 cells"):
+        setup(simulated, sample_key="donor")
+    with pytest.raises(KeyError, match="`sample_key` 'Donor' is not in adata.obs. Close matches: \\['donor'\\]"):
+        setup(simulated, sample_key="Donor")
 
 
 def test_a_perturbation_without_any_control_cell_is_warned_about(simulated):
