@@ -102,7 +102,7 @@ class ReferenceCells:
         device = module.device
         z, technical = (torch.from_numpy(array).to(device) for array in (stored.z, stored.technical))
         context = stored.context.to(device)
-        log_share = module.decoder(z, technical).cpu()
+        log_share = module.decoder(z, technical, context.batch).cpu()
         mean = np.exp(log_share.numpy()) * stored.library[:, None]
         return cls(
             z=z,
@@ -124,4 +124,4 @@ class ReferenceCells:
     @torch.inference_mode()
     def decoded(self, z: Tensor, module: CFMVCModule) -> Tensor:
         """Log share of every gene (n, n_genes), on the CPU, of the cells at other latents."""
-        return module.decoder(z, self.technical).cpu()
+        return module.decoder(z, self.technical, self.context.batch).cpu()

@@ -16,7 +16,6 @@ from scvi import settings
 from scvi.utils import track
 from torch import Tensor
 
-from cfmvc_scvi._types import FlowContext
 from cfmvc_scvi.calibration.change import (
     LevelChange,
     RateChange,
@@ -216,7 +215,8 @@ class PredictionMixin(RequestMixin, SupportMixin):
         """Returned expression of some cells, whose latents are ``moved``; averaged over the posterior draws."""
         technical, context = source.posterior.technical_mean[rows], source.cells.context[rows]
         before = source.decoded(rows)
-        after = source.decode(moved, self._technical_in_batch(technical, context, request.batch))
+        target = context.batch if request.batch is None else context.with_batch(self.batches.index(request.batch)).batch
+        after = source.decode(moved, self._technical_in_batch(technical, context.batch, target), target)
         labels = context.labels.numpy()
         is_counts = call.return_type == "counts"
         correction = self.calibration_.correct(request.condition, labels, call.solver, rates=is_counts)
@@ -234,12 +234,11 @@ class PredictionMixin(RequestMixin, SupportMixin):
         counts = expected_counts(x, library, change, self.calibration_.state.highest)
         return counts if call.return_type == "mean" else lognorm_expression(counts, library)
 
-    def _technical_in_batch(self, technical: Tensor, context: FlowContext, batch: str | None) -> Tensor:
-        if batch is None:
+    def _technical_in_batch(self, technical: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        if bool((source == target).all()):
             return technical
-        source = context.batch.to(self.module.device)
-        target = torch.full_like(source, self.batches.index(batch))
-        return self.module.move_batch(technical.to(self.module.device), source, target).cpu()
+        device = self.module.device
+        return self.module.move_batch(technical.to(device), source.to(device), target.to(device)).cpu()
 
     # ---- the result -------------------------------------------------------------------------------------------
 
