@@ -80,8 +80,8 @@ class ReferenceCells:
         Latents, context and base flow, on the device of the networks.
     library
         Library sizes, shape (n,).
-    lognorm, log_share
-        Observed log1p CP10k and decoded log share of every gene, shape (n, n_genes), on the CPU.
+    counts, lognorm, log_share
+        Observed counts, observed log1p CP10k and decoded log share of every gene, shape (n, n_genes), on the CPU.
     level
         Expected log1p CP10k of every gene by the model, mean over the cells, shape (n_genes,).
     """
@@ -91,6 +91,7 @@ class ReferenceCells:
     context: FlowContext
     flow: BaseFlow
     library: np.ndarray
+    counts: np.ndarray
     lognorm: np.ndarray
     log_share: Tensor
     level: np.ndarray
@@ -104,13 +105,15 @@ class ReferenceCells:
         context = stored.context.to(device)
         log_share = module.decoder(z, technical, context.batch).cpu()
         mean = np.exp(log_share.numpy()) * stored.library[:, None]
+        counts = stored.counts.toarray().astype(np.float32)
         return cls(
             z=z,
             technical=technical,
             context=context,
             flow=module.base_flow(z, context, solver),
             library=stored.library,
-            lognorm=lognorm_expression(stored.counts.toarray(), stored.library),
+            counts=counts,
+            lognorm=lognorm_expression(counts, stored.library),
             log_share=log_share,
             level=module.likelihood.expected_lognorm(mean, stored.library).mean(axis=0),
         )

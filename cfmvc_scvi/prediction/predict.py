@@ -85,7 +85,9 @@ class PredictionMixin(RequestMixin, SupportMixin):
             Decode as if measured in this batch; ``None`` is each cell's own.
         return_type
             ``"mean"``: expected counts at each cell's own library size, float32. ``"counts"``: integer counts drawn
-            from the negative binomial, CSR. ``"lognorm"``: log1p of the expected counts per 10,000, float32.
+            from the negative binomial, CSR. ``"lognorm"``: log1p of counts per 10,000 after the change, float32; the
+            logarithm of ``"mean"`` but in cells with fewer than 400 counts, where the means of the counts and of
+            their logarithms cannot both be right.
             ``"latent"``: the transported intrinsic latent alone.
         n_samples
             For ``"counts"``, draws per cell, in rows of their own; else the number of posterior draws of the
@@ -232,7 +234,9 @@ class PredictionMixin(RequestMixin, SupportMixin):
             torch.from_numpy(correction.center[labels]),
         )
         counts = expected_counts(x, library, change, self.calibration_.state.highest)
-        return counts if call.return_type == "mean" else lognorm_expression(counts, library)
+        if call.return_type == "lognorm":
+            return lognorm_expression(counts, library)
+        return counts if request.condition.is_control else counts * correction.count_scale[labels]
 
     def _technical_in_batch(self, technical: Tensor, source: Tensor, target: Tensor) -> Tensor:
         if bool((source == target).all()):
