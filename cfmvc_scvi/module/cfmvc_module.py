@@ -88,15 +88,13 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         gene_likelihood: str = "nb",
         energy_weight: float = 0.0,
         batch_offsets: bool = True,
-        noise_start: bool = True,
-        dispersion_start: bool = True,
     ) -> None:
         super().__init__()
         self.n_latent = n_latent
         self.n_latent_technical = n_latent_technical
         self.n_batch = n_batch
         self.panel = panel
-        self.batch_offsets, self.noise_start, self.dispersion_start = batch_offsets, noise_start, dispersion_start
+        self.batch_offsets = batch_offsets
         self.gene_likelihood = gene_likelihood  # read by scvi-tools' get_likelihood_parameters
         self.flow_source = flow_source
         self.kl_weights = (kl_weight_intrinsic, kl_weight_technical)

@@ -12,8 +12,6 @@ from cfmvc_scvi.module.cfmvc_module import CFMVCModule
 
 #: Standard deviation given to the leading component, in latent units.
 _LEADING_SCALE = 3.0
-#: Cells that are shuffled to find how much variance noise has.
-_SHUFFLED_CELLS = 4096
 #: Log-variance the posterior of the intrinsic latent starts with.
 _START_LOGVAR = -3.0
 
@@ -42,8 +40,7 @@ def initialize_linear_paths(
     """
     sums = counts.sum(axis=0, dtype=np.float64) + 0.5
     stratum = np.unique(np.stack([batch, group]), axis=1, return_inverse=True)[1].ravel()
-    if module.dispersion_start:
-        module.likelihood.start_from(counts, library, stratum)
+    module.likelihood.start_from(counts, library, stratum)
     if module.decoder.n_offsets:
         ratios = batch_log_ratios(counts, library, batch, group, module.n_batch)
         module.decoder.offset_weight.copy_(torch.from_numpy(ratios.T))
@@ -59,38 +56,13 @@ def initialize_linear_paths(
     _, singular, loadings = randomized_svd(y, n_components, random_state=seed)
     scale = float(singular[0]) / np.sqrt(len(y)) / _LEADING_SCALE
     weights = torch.from_numpy(loadings.astype(np.float32))
-    if module.noise_start:
-        signal = _signal_share(y, singular, seed)
-        kept = torch.from_numpy(np.sqrt(signal).astype(np.float32))[:, None]
-        # a component of noise says next to nothing at first, and nothing comes out of it, but it can still be learned
-        _set_encoder(module, weights * kept.clamp(min=0.1) / scale, center, offsets)
-        _set_decoder(module, weights * kept * scale, sums, library, center)
-        start = np.maximum(np.log(np.maximum(1.0 - signal, 1e-6)), _START_LOGVAR)
-        n = module.n_latent + module.n_latent_technical
-        module.encoder.heads.bias[n : n + len(signal)] = torch.from_numpy(start.astype(np.float32))
-    else:
-        _set_encoder(module, weights / scale, center, offsets)
-        _set_decoder(module, weights * scale, sums, library, center)
+    _set_encoder(module, weights / scale, center, offsets)
+    _set_decoder(module, weights * scale, sums, library, center)
 
 
 def _lognorm_in_place(counts: np.ndarray, library: np.ndarray) -> np.ndarray:
     counts *= (CP10K / library.astype(np.float64)).astype(np.float32)[:, None]
     return np.log1p(counts, out=counts)
-
-
-def _signal_share(y: np.ndarray, singular: np.ndarray, seed: int) -> np.ndarray:
-    """Share of every component's variance that is not noise, (n_components,).
-
-    Noise is what the components of the same genes have when the cells of each are shuffled (Horn 1965), in up to
-    4,096 cells.
-    """
-    rng = np.random.default_rng(seed)
-    rows = np.arange(len(y)) if len(y) <= _SHUFFLED_CELLS else rng.choice(len(y), _SHUFFLED_CELLS, replace=False)
-    shuffled = rng.permuted(y[rows], axis=0)
-    _, noise, _ = randomized_svd(shuffled, min(len(singular), len(rows) - 1), random_state=seed)
-    noise = np.pad(noise, (0, len(singular) - len(noise)), mode="edge") ** 2 / len(rows)
-    observed = singular**2 / len(y)
-    return np.clip(1.0 - noise / np.maximum(observed, 1e-12), 0.0, 1.0)
 
 
 def _set_encoder(module: CFMVCModule, weights: torch.Tensor, center: np.ndarray, offsets: np.ndarray) -> None:

@@ -7,7 +7,7 @@ import torch
 from cfmvc_scvi.likelihood.dispersion import moment_log_theta
 from cfmvc_scvi.module import CFMVCModule
 from cfmvc_scvi.module.batch_effects import batch_log_ratios
-from cfmvc_scvi.module.initialize import _signal_share, initialize_linear_paths
+from cfmvc_scvi.module.initialize import initialize_linear_paths
 
 
 def draw(theta: float, n: int = 1500, n_genes: int = 80, n_strata: int = 3, depth: float = 1500.0, seed: int = 0):
@@ -67,17 +67,6 @@ def test_batch_ratios_are_those_of_the_rates_beside_groups_that_are_spread_uneve
     np.testing.assert_allclose(found.sum(axis=0), 0.0, atol=1e-5)
     np.testing.assert_allclose(found[1] - found[0], effect, atol=0.12)
     assert not batch_log_ratios(counts, np.full(n, 300.0), np.zeros(n, dtype=int), group, 1).any()
-
-
-def test_noise_has_no_share_of_signal():
-    rng = np.random.default_rng(2)
-    y = rng.normal(size=(400, 60)).astype(np.float32)
-    strong = y + 3.0 * rng.normal(size=(400, 1)) * rng.normal(size=60) / np.sqrt(60) * 4
-    for values, first in ((y, 0.15), (strong, None)):
-        values = (values - values.mean(axis=0)).astype(np.float32)
-        share = _signal_share(values, np.linalg.svd(values, compute_uv=False)[:8], seed=0)
-        assert (share[1:] < 0.15).all()
-        assert share[0] < first if first else share[0] > 0.8
 
 
 def test_start_values_reach_the_module():
