@@ -87,14 +87,12 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         panel: bool = False,
         gene_likelihood: str = "nb",
         energy_weight: float = 0.0,
-        batch_offsets: bool = True,
     ) -> None:
         super().__init__()
         self.n_latent = n_latent
         self.n_latent_technical = n_latent_technical
         self.n_batch = n_batch
         self.panel = panel
-        self.batch_offsets = batch_offsets
         self.gene_likelihood = gene_likelihood  # read by scvi-tools' get_likelihood_parameters
         self.flow_source = flow_source
         self.kl_weights = (kl_weight_intrinsic, kl_weight_technical)
@@ -111,7 +109,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
             n_input,
             n_layers=n_layers_decoder,
             panel=panel,
-            n_batch=n_batch if batch_offsets else 1,
+            n_batch=n_batch,
             **shape,
         )
         self.likelihood = get_likelihood(gene_likelihood, n_input)

@@ -70,10 +70,7 @@ def _set_encoder(module: CFMVCModule, weights: torch.Tensor, center: np.ndarray,
     encoder.linear_weight.mul_(0.1)
     encoder.linear_weight[:, :k] = weights.T
     encoder.linear_bias.copy_(-torch.from_numpy(center) @ encoder.linear_weight)
-    if module.batch_offsets:
-        encoder.gene_offset.copy_(torch.from_numpy(offsets))
-    else:
-        encoder.batch_offset.weight.copy_(torch.from_numpy(offsets) @ encoder.linear_weight)
+    encoder.gene_offset.copy_(torch.from_numpy(offsets))
     logvar = slice(len(encoder.heads.weight) // 2, len(encoder.heads.weight) // 2 + module.n_latent)
     encoder.heads.weight[logvar] *= 0.1
     encoder.heads.bias[logvar] = _START_LOGVAR
