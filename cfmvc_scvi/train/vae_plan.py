@@ -28,8 +28,8 @@ class VAETrainingPlan(TrainingPlan):
     lr, weight_decay, eps
         Settings of Adam.
     dispersion_lr
-        Step size of Adam for the likelihood's own parameters, the logs of the dispersions, which have a long way to
-        go and few steps to go it.
+        Step size of Adam for the likelihood's own parameters, the logs of the dispersions, which start at moment
+        estimates. Large steps follow a latent that has learned noise, and take them far above.
     n_epochs_kl_warmup
         Epochs over which the KL weight rises from 0 to its full value.
     **kwargs
@@ -44,7 +44,7 @@ class VAETrainingPlan(TrainingPlan):
         lr: float = 1e-3,
         weight_decay: float = 1e-6,
         eps: float = 1e-8,
-        dispersion_lr: float = 1e-2,
+        dispersion_lr: float = 1e-3,
         n_epochs_kl_warmup: int | None = 10,
         **kwargs: Any,
     ) -> None:
