@@ -141,7 +141,7 @@ def step_parts(adata: ad.AnnData, batch_size: int, n_steps: int = 30) -> dict[st
         mark("encoder")
         z, *kl = draw_with_kl(q.mean, q.logvar, *module._technical_prior(batch.context.batch))
         mark("draw and KL")
-        features = module.decoder.features(z)
+        features = module.decoder.features(z, batch.context.batch)
         mark("decoder but for its last layer")
         last = module.decoder.output
         loss = reconstruction_loss(features, last.weight, last.bias, module.likelihood.bounded_log_theta, batch)

@@ -7,10 +7,18 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from cfmvc_scvi.calibration.change import decoded_change
-from cfmvc_scvi.calibration.correction import GeneCorrection, solve_log_ratio, solve_shift, spread_factor
+from cfmvc_scvi.calibration.change import LevelChange, decoded_change, expected_counts
+from cfmvc_scvi.calibration.correction import (
+    GeneCorrection,
+    count_scale,
+    shallowness,
+    solve_log_ratio,
+    solve_shift,
+    spread_factor,
+)
 from cfmvc_scvi.calibration.estimate import EffectEstimator, EffectQuery, get_estimator
 from cfmvc_scvi.calibration.moments import highest_lognorm
 from cfmvc_scvi.calibration.populations import Populations
@@ -196,7 +204,8 @@ class Calibration:
         solver
             Integrator of the flow.
         rates
-            Whether ``log_ratio`` is needed, which takes most of the time; without it that stays zero.
+            Whether ``log_ratio`` is needed, which takes most of the time; without it that stays zero in cells that
+            are not shallow.
         """
         result = GeneCorrection.neutral(self.state.profiles)
         if condition.is_control:
@@ -204,7 +213,7 @@ class Calibration:
         for label in np.unique(labels):
             key = ("correction", condition.key, int(label), solver.key, rates)
             found = self._remember(key, lambda: self._correct(condition, int(label), solver, rates))  # noqa: B023
-            result.lognorm[label], result.scale[label], result.log_ratio[label] = found
+            result.lognorm[label], result.scale[label], result.log_ratio[label], result.count_scale[label] = found
         return result
 
     def _correct(self, condition: Condition, label: int, solver: Solver, rates: bool) -> tuple[np.ndarray, ...]:
@@ -218,11 +227,17 @@ class Calibration:
         decoded = decoded_change(cells.log_share.exp(), log_share.exp()).numpy()
         y = cells.lognorm
         lognorm = solve_shift(y + decoded + (scale - 1.0) * (y - profile), y.mean(axis=0) + effect, state.highest)
-        log_ratio = np.zeros_like(effect)
-        if rates:
+        log_ratio, factor, weight = np.zeros_like(effect), np.ones_like(effect), shallowness(cells.library)
+        if rates or weight > 0:
             likelihood = self.module.likelihood
             log_ratio = solve_log_ratio(log_share.numpy(), likelihood, cells.library, cells.level + effect)
-        return lognorm.astype(np.float32), scale.astype(np.float32), log_ratio.astype(np.float32)
+        if weight > 0:
+            parts = (torch.as_tensor(part, dtype=torch.float32) for part in (decoded + lognorm, scale, profile))
+            expected = expected_counts(cells.counts, cells.library, LevelChange(*parts), state.highest)
+            shares = cells.log_share.numpy(), log_share.numpy() + log_ratio
+            before, after = (np.exp(share) * cells.library[:, None] for share in shares)
+            factor = count_scale(cells.counts, expected, before, after) ** weight
+        return tuple(x.astype(np.float32) for x in (lognorm, scale, log_ratio, factor))
 
     def reference(self, label: int, solver: Solver) -> ReferenceCells:
         """The cells that stand for a cell type, as they are without a perturbation."""
@@ -273,8 +288,8 @@ class Calibration:
             self.state.process, observed.effects, Conditions(members, np.asarray(labels)), observed.misfit
         )
 
-    def observe(self, observed: ObservedEffects) -> None:
-        """Keep what intervals rest on."""
+    def observe(self, observed: ObservedEffects | None) -> None:
+        """Keep what intervals rest on; ``None`` forgets it."""
         self.state = replace(self.state, observed=observed)
 
     # ---- what is kept -----------------------------------------------------------------------------------------

@@ -8,6 +8,9 @@ import numpy as np
 
 from cfmvc_scvi.likelihood import Likelihood
 
+#: Counts per cell up to which, and from which on no longer, the mean of the counts is set by the rates.
+_SHALLOW, _DEEP = 200.0, 400.0
+
 
 @dataclass(frozen=True)
 class GeneCorrection:
@@ -21,18 +24,21 @@ class GeneCorrection:
         Factor on the spread of the gene over cells, and the level it spreads around.
     log_ratio
         Added to the decoded log ratio of the likelihood's mean.
+    count_scale
+        Factor on the expected counts of shallow cells, see :func:`count_scale`.
     """
 
     lognorm: np.ndarray
     scale: np.ndarray
     center: np.ndarray
     log_ratio: np.ndarray
+    count_scale: np.ndarray
 
     @classmethod
     def neutral(cls, profiles: np.ndarray) -> GeneCorrection:
         """Changes nothing, for genes at these levels (n_labels, n_genes)."""
         zeros = np.zeros_like(profiles)
-        return cls(zeros, np.ones_like(profiles), profiles.copy(), zeros.copy())
+        return cls(zeros, np.ones_like(profiles), profiles.copy(), zeros.copy(), np.ones_like(profiles))
 
 
 def spread_factor(variance: np.ndarray, change: np.ndarray) -> np.ndarray:
@@ -86,3 +92,30 @@ def solve_log_ratio(
         step = np.log(np.expm1(level) + 1e-3) - np.log(np.expm1(np.maximum(now, 0.0)) + 1e-3)
         ratio = np.clip(ratio + np.clip(step, -1.5, 1.5), -6.0, 6.0)
     return ratio
+
+
+def shallowness(library: np.ndarray) -> float:
+    """How far the counts of cells need :func:`count_scale`: 1 below 200 counts per cell, falling to 0 at 400."""
+    return float(np.clip(np.log(_DEEP / np.median(library)) / np.log(_DEEP / _SHALLOW), 0.0, 1.0))
+
+
+def count_scale(x: np.ndarray, expected: np.ndarray, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    r"""Factor per gene on expected counts, after which their mean over cells changes as the mean of the rates does.
+
+    .. math:: f_g = \frac{\bar x_g \, \bar\mu'_g / \bar\mu_g + \epsilon}{\bar{x}'_g + \epsilon}, \qquad
+              \epsilon = \frac{1}{2 n}
+
+    A shift of log1p multiplies a count and adds next to nothing to a zero, whereas a higher rate turns zeros into
+    counts. Where one count is worth little on the log scale both come to the same; in cells of some tens of counts a
+    single one is worth 5 or 6, and the mean of shifted counts would be off by a quarter.
+
+    Parameters
+    ----------
+    x, expected
+        Counts observed, and expected after the shift, shape (n, n_genes).
+    before, after
+        Means of the likelihood :math:`\mu, \mu'`, shape (n, n_genes).
+    """
+    epsilon = 0.5 / len(x)
+    target = x.mean(axis=0) * after.mean(axis=0) / np.maximum(before.mean(axis=0), 1e-9)
+    return np.clip((target + epsilon) / (expected.mean(axis=0) + epsilon), 0.25, 4.0)

@@ -80,8 +80,8 @@ class ReferenceCells:
         Latents, context and base flow, on the device of the networks.
     library
         Library sizes, shape (n,).
-    lognorm, log_share
-        Observed log1p CP10k and decoded log share of every gene, shape (n, n_genes), on the CPU.
+    counts, lognorm, log_share
+        Observed counts, observed log1p CP10k and decoded log share of every gene, shape (n, n_genes), on the CPU.
     level
         Expected log1p CP10k of every gene by the model, mean over the cells, shape (n_genes,).
     """
@@ -91,6 +91,7 @@ class ReferenceCells:
     context: FlowContext
     flow: BaseFlow
     library: np.ndarray
+    counts: np.ndarray
     lognorm: np.ndarray
     log_share: Tensor
     level: np.ndarray
@@ -102,15 +103,17 @@ class ReferenceCells:
         device = module.device
         z, technical = (torch.from_numpy(array).to(device) for array in (stored.z, stored.technical))
         context = stored.context.to(device)
-        log_share = module.decoder(z, technical).cpu()
+        log_share = module.decoder(z, technical, context.batch).cpu()
         mean = np.exp(log_share.numpy()) * stored.library[:, None]
+        counts = stored.counts.toarray().astype(np.float32)
         return cls(
             z=z,
             technical=technical,
             context=context,
             flow=module.base_flow(z, context, solver),
             library=stored.library,
-            lognorm=lognorm_expression(stored.counts.toarray(), stored.library),
+            counts=counts,
+            lognorm=lognorm_expression(counts, stored.library),
             log_share=log_share,
             level=module.likelihood.expected_lognorm(mean, stored.library).mean(axis=0),
         )
@@ -124,4 +127,4 @@ class ReferenceCells:
     @torch.inference_mode()
     def decoded(self, z: Tensor, module: CFMVCModule) -> Tensor:
         """Log share of every gene (n, n_genes), on the CPU, of the cells at other latents."""
-        return module.decoder(z, self.technical).cpu()
+        return module.decoder(z, self.technical, self.context.batch).cpu()

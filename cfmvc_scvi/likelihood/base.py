@@ -32,6 +32,19 @@ class Likelihood(nn.Module, ABC):
         super().__init__()
         self.n_genes = n_genes
 
+    # ---- start values, in numpy ---------------------------------------------------------------------------------
+
+    def start_from(self, counts: np.ndarray, library: np.ndarray, stratum: np.ndarray) -> None:
+        """Set start values of the parameters, from training cells; the default leaves them as they are.
+
+        Parameters
+        ----------
+        counts
+            Counts, shape (n, n_genes).
+        library, stratum
+            Library sizes, and codes of strata of cells with like means, shape (n,).
+        """
+
     # ---- training, in torch -----------------------------------------------------------------------------------
 
     @abstractmethod

@@ -12,6 +12,7 @@ from torch.nn.functional import logsigmoid
 from cfmvc_scvi._constants import CP10K
 from cfmvc_scvi._types import CountBatch
 from cfmvc_scvi.likelihood.base import Likelihood
+from cfmvc_scvi.likelihood.dispersion import moment_log_theta
 from cfmvc_scvi.likelihood.fused_loss import reconstruction_loss
 
 #: Bounds of the log of the inverse dispersion.
@@ -40,6 +41,11 @@ class NegativeBinomial(Likelihood):
     def theta(self) -> Tensor:
         """Inverse dispersion per gene, shape (n_genes,)."""
         return self.bounded_log_theta.exp()
+
+    @torch.no_grad()
+    def start_from(self, counts: np.ndarray, library: np.ndarray, stratum: np.ndarray) -> None:
+        """See :meth:`Likelihood.start_from`; here the method of moments, :func:`moment_log_theta`."""
+        self.log_theta.copy_(torch.from_numpy(moment_log_theta(counts, library, stratum)))
 
     def log_prob(
         self, x: Real[Tensor, "n n_genes"], log_mean: Float[Tensor, "*draws n n_genes"]

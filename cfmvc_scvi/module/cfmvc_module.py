@@ -111,7 +111,15 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         self.encoder = Encoder(
             n_input, n_latent, n_latent_technical, categories, n_continuous_cov, n_layers=n_layers, **shape
         )
-        self.decoder = Decoder(n_latent, n_latent_technical, n_input, n_layers=n_layers_decoder, panel=panel, **shape)
+        self.decoder = Decoder(
+            n_latent,
+            n_latent_technical,
+            n_input,
+            n_layers=n_layers_decoder,
+            panel=panel,
+            n_batch=n_batch,
+            **shape,
+        )
         self.likelihood = get_likelihood(gene_likelihood, n_input)
         self.tech_prior_mean = nn.Embedding(n_batch, n_latent_technical)
         self.tech_prior_logvar = nn.Embedding(n_batch, n_latent_technical)
@@ -216,7 +224,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
             target = torch.full_like(batch, transform_batch)
             z_technical = self.move_batch(z_technical, batch, target)
             batch = target
-        log_share = self.decoder(z, z_technical)
+        log_share = self.decoder(z, z_technical, batch)
         log_mean = log_share + library
         px = self.likelihood.distribution(log_mean.exp(), log_share.exp())
         return {
@@ -251,7 +259,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         q = self.encoder(batch.lognorm, batch.context.codes, batch.context.continuous)
         codes = batch.context.batch
         z, *kl = draw_with_kl(q.mean, q.logvar, *self._technical_prior(codes))
-        features, output = self.decoder.features(z), self.decoder.output
+        features, output = self.decoder.features(z, codes), self.decoder.output
         reconstruction = self.likelihood.reconstruction_loss(features, output, batch, panel=self.panel)
         return ElboTerms(reconstruction, *kl, weights=self.kl_weights)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy import sparse
 from sklearn.utils.extmath import randomized_svd
 
 from cfmvc_scvi._constants import CP10K
+from cfmvc_scvi.module.batch_effects import batch_effects, batch_log_ratios
 from cfmvc_scvi.module.cfmvc_module import CFMVCModule
 
 #: Standard deviation given to the leading component, in latent units.
@@ -23,9 +23,10 @@ def initialize_linear_paths(
     r"""Set encoder and decoder to the principal components of log1p of counts per 10,000.
 
     The components are those of the data after the batch effects are taken out, estimated beside the groups
-    (cell type and perturbation) in one ridge regression. The batch effects become the encoder's offsets for
-    the intrinsic latent, and the start of the decoder's technical part. The decoder's linear map is the
-    derivative of the log rate by log1p expression, :math:`1 / \max(\bar y_g, 0.3)` at most 2, times the loadings.
+    (cell type and perturbation) in one ridge regression. The batch effects become what the encoder takes off its
+    input; the decoder's offsets start at their counterpart for the rates (:func:`batch_log_ratios`) and the
+    dispersions at those of the counts around the groups' means. The decoder's linear map is the derivative of the log
+    rate by log1p expression, :math:`1 / \max(\bar y_g, 0.3)` at most 2, times the loadings.
 
     Parameters
     ----------
@@ -38,10 +39,15 @@ def initialize_linear_paths(
         Integer codes of batch and of the biological group, shape (n,).
     """
     sums = counts.sum(axis=0, dtype=np.float64) + 0.5
+    stratum = np.unique(np.stack([batch, group]), axis=1, return_inverse=True)[1].ravel()
+    module.likelihood.start_from(counts, library, stratum)
+    if module.decoder.n_offsets:
+        ratios = batch_log_ratios(counts, library, batch, group, module.n_batch)
+        module.decoder.offset_weight.copy_(torch.from_numpy(ratios.T))
     y = _lognorm_in_place(counts, library)
     center = y.mean(axis=0)
     y -= center
-    offsets = _batch_effects(y, batch, group, module.n_batch)
+    offsets = batch_effects(y, batch, group, module.n_batch)
     for start in range(0, len(y), 2048):
         y[start : start + 2048] -= offsets[batch[start : start + 2048]]
     n_components = min(module.n_latent, min(y.shape) - 1)
@@ -64,7 +70,7 @@ def _set_encoder(module: CFMVCModule, weights: torch.Tensor, center: np.ndarray,
     encoder.linear_weight.mul_(0.1)
     encoder.linear_weight[:, :k] = weights.T
     encoder.linear_bias.copy_(-torch.from_numpy(center) @ encoder.linear_weight)
-    encoder.batch_offset.weight.copy_(torch.from_numpy(offsets) @ encoder.linear_weight)
+    encoder.gene_offset.copy_(torch.from_numpy(offsets))
     logvar = slice(len(encoder.heads.weight) // 2, len(encoder.heads.weight) // 2 + module.n_latent)
     encoder.heads.weight[logvar] *= 0.1
     encoder.heads.bias[logvar] = _START_LOGVAR
@@ -79,24 +85,3 @@ def _set_decoder(
     slope = np.minimum(1.0 / np.maximum(center, 0.3), 2.0).astype(np.float32)
     decoder.linear_weight.normal_(std=0.02)
     decoder.linear_weight[:, :k] = weights.T * torch.from_numpy(slope)[:, None]
-
-
-def _batch_effects(y: np.ndarray, batch: np.ndarray, group: np.ndarray, n_batch: int, ridge: float = 1.0) -> np.ndarray:
-    """Effect of every batch on every gene, beside the groups; shape (n_batch, n_genes), summing to about zero.
-
-    The groups are eliminated from the normal equations first, where they are a diagonal: many of them cost little.
-    """
-    if n_batch == 1:
-        return np.zeros((1, y.shape[1]), dtype=np.float32)
-    by_batch, by_group = _one_hot(batch, n_batch), _one_hot(group, int(group.max()) + 1)
-    together = (by_batch @ by_group.T).toarray()
-    share = together / (np.asarray(by_group.sum(axis=1)).ravel() + 1e-3)
-    left = np.diag(np.asarray(by_batch.sum(axis=1)).ravel() + ridge) - share @ together.T
-    effects = np.linalg.solve(left, by_batch @ y - share @ (by_group @ y))
-    return (effects - effects.mean(axis=0)).astype(np.float32)
-
-
-def _one_hot(codes: np.ndarray, n_levels: int) -> sparse.csr_matrix:
-    """Membership of the cells, shape (n_levels, n)."""
-    ones = np.ones(len(codes), dtype=np.float32)
-    return sparse.csr_matrix((ones, (codes, np.arange(len(codes)))), shape=(n_levels, len(codes)))

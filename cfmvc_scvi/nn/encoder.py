@@ -74,6 +74,9 @@ class Encoder(nn.Module):
         self.hidden = mlp(None, n_hidden, n_layers, dropout=dropout)
         self.batch_offset = nn.Embedding(n_categories[0], n_latent)
         nn.init.zeros_(self.batch_offset.weight)
+        #: Effect of every batch on the expression, taken off before the genes are weighted.
+        self.gene_offset: Tensor
+        self.register_buffer("gene_offset", torch.zeros(n_categories[0], n_input))
         #: Rows: means of the intrinsic and of the technical latent, then their log-variances.
         self.heads = nn.Linear(n_hidden, 2 * (n_latent + n_latent_technical))
         zero_init(self.heads, rows=slice(n_latent))
@@ -106,7 +109,10 @@ class Encoder(nn.Module):
         if continuous is not None:
             parts.append(continuous)
         n_latent = self.batch_offset.embedding_dim
-        from_genes, linear = self.genes(x_lognorm).split([self.n_hidden, n_latent], dim=-1)
+        weighted = self.genes(x_lognorm)
+        if len(self.gene_offset) > 1:
+            weighted = weighted - (self.gene_offset @ self.genes.weight).index_select(0, codes[0])
+        from_genes, linear = weighted.split([self.n_hidden, n_latent], dim=-1)
         h = self.hidden(torch.addmm(from_genes, torch.cat(parts, dim=-1), self.beside_genes.weight.T))
         linear = linear - self.batch_offset(codes[0])
         mean, logvar = self.heads(h).chunk(2, dim=-1)

@@ -134,9 +134,11 @@ class GenerationMixin(PredictionMixin):
         rng: np.random.Generator,
     ) -> np.ndarray | sparse.csr_matrix:
         """Expression of generated latents, calibrated as predictions are."""
-        prior = self.module.technical_prior(context.batch.to(self.module.device))
+        batch = context.batch.to(self.module.device)
+        prior = self.module.technical_prior(batch)
         noise = torch.from_numpy(rng.standard_normal(tuple(prior.loc.shape), dtype=np.float32)).to(self.module.device)
-        log_share = self.module.decoder(latent.to(self.module.device), prior.loc + prior.scale * noise).cpu().numpy()
+        technical = prior.loc + prior.scale * noise
+        log_share = self.module.decoder(latent.to(self.module.device), technical, batch).cpu().numpy()
         labels = context.labels.numpy()
         log_share += self._calibration.correct(condition, labels, call.solver).log_ratio[labels]
         mean = np.exp(log_share) * cells.library[:, None]

@@ -16,7 +16,6 @@ from scvi import settings
 from scvi.utils import track
 from torch import Tensor
 
-from cfmvc_scvi._types import FlowContext
 from cfmvc_scvi.calibration.change import (
     LevelChange,
     RateChange,
@@ -86,7 +85,9 @@ class PredictionMixin(RequestMixin, SupportMixin):
             Decode as if measured in this batch; ``None`` is each cell's own.
         return_type
             ``"mean"``: expected counts at each cell's own library size, float32. ``"counts"``: integer counts drawn
-            from the negative binomial, CSR. ``"lognorm"``: log1p of the expected counts per 10,000, float32.
+            from the negative binomial, CSR. ``"lognorm"``: log1p of counts per 10,000 after the change, float32; the
+            logarithm of ``"mean"`` but in cells with fewer than 400 counts, where the means of the counts and of
+            their logarithms cannot both be right.
             ``"latent"``: the transported intrinsic latent alone.
         n_samples
             For ``"counts"``, draws per cell, in rows of their own; else the number of posterior draws of the
@@ -219,7 +220,8 @@ class PredictionMixin(RequestMixin, SupportMixin):
         """Returned expression of some cells, whose latents are ``moved``; averaged over the posterior draws."""
         technical, context = source.posterior.technical_mean[rows], source.cells.context[rows]
         before = source.decoded(rows)
-        after = source.decode(moved, self._technical_in_batch(technical, context, request.batch))
+        target = context.batch if request.batch is None else context.with_batch(self.batches.index(request.batch)).batch
+        after = source.decode(moved, self._technical_in_batch(technical, context.batch, target), target)
         labels = context.labels.numpy()
         is_counts = call.return_type == "counts"
         correction = self._calibration.correct(request.condition, labels, call.solver, rates=is_counts)
@@ -235,14 +237,15 @@ class PredictionMixin(RequestMixin, SupportMixin):
             torch.from_numpy(correction.center[labels]),
         )
         counts = expected_counts(x, library, change, self._calibration.state.highest)
-        return counts if call.return_type == "mean" else lognorm_expression(counts, library)
+        if call.return_type == "lognorm":
+            return lognorm_expression(counts, library)
+        return counts if request.condition.is_control else counts * correction.count_scale[labels]
 
-    def _technical_in_batch(self, technical: Tensor, context: FlowContext, batch: str | None) -> Tensor:
-        if batch is None:
+    def _technical_in_batch(self, technical: Tensor, source: Tensor, target: Tensor) -> Tensor:
+        if bool((source == target).all()):
             return technical
-        source = context.batch.to(self.module.device)
-        target = torch.full_like(source, self.batches.index(batch))
-        return self.module.move_batch(technical.to(self.module.device), source, target).cpu()
+        device = self.module.device
+        return self.module.move_batch(technical.to(device), source.to(device), target.to(device)).cpu()
 
     # ---- the result -------------------------------------------------------------------------------------------
 

@@ -103,20 +103,21 @@ class SourceCells:
         """What :meth:`decode` gives for some cells before the perturbation."""
         if rows.start in self._decoded:
             return self._decoded[rows.start]
-        value = self.decode(self.z[:, rows], self.posterior.technical_mean[rows])
+        value = self.decode(self.z[:, rows], self.posterior.technical_mean[rows], self.cells.context.batch[rows])
         if self.keep_decoded:
             self._decoded[rows.start] = value
         return value
 
-    def decode(self, z: Tensor, technical: Tensor) -> Tensor:
-        """Share of each gene, (n, n_genes), on the CPU; for drawn counts its log.
+    def decode(self, z: Tensor, technical: Tensor, batch: Tensor) -> Tensor:
+        """Share of each gene in the batches (n,), (n, n_genes), on the CPU; for drawn counts its log.
 
         Of several draws ``z`` (n_draws, n, n_latent) it is the mean on the log scale.
         """
-        technical, wants_log = technical.to(self.device), self.call.return_type == "counts"
+        technical, batch = technical.to(self.device), batch.to(self.device)
+        wants_log = self.call.return_type == "counts"
         if len(z) == 1 and not wants_log:
-            return self.module.decoder.share(z[0].to(self.device), technical).cpu()
-        log_shares = [self.module.decoder(draw.to(self.device), technical) for draw in z]
+            return self.module.decoder.share(z[0].to(self.device), technical, batch).cpu()
+        log_shares = [self.module.decoder(draw.to(self.device), technical, batch) for draw in z]
         mean = log_shares[0] if len(z) == 1 else torch.stack(log_shares).mean(dim=0)
         return (mean if wants_log else mean.exp()).cpu()
 

@@ -27,6 +27,9 @@ class VAETrainingPlan(TrainingPlan):
         The module to train.
     lr, weight_decay, eps
         Settings of Adam.
+    dispersion_lr
+        Step size of Adam for the likelihood's own parameters, the logs of the dispersions, which start at moment
+        estimates. They are what is left beside the latent: where that learns noise of few training cells, theta rises.
     n_epochs_kl_warmup
         Epochs over which the KL weight rises from 0 to its full value.
     **kwargs
@@ -43,6 +46,7 @@ class VAETrainingPlan(TrainingPlan):
         lr: float = 1e-3,
         weight_decay: float = 1e-6,
         eps: float = 1e-8,
+        dispersion_lr: float = 1e-2,
         n_epochs_kl_warmup: int | None = 10,
         **kwargs: Any,
     ) -> None:
@@ -55,6 +59,7 @@ class VAETrainingPlan(TrainingPlan):
             n_epochs_kl_warmup=cast(int, n_epochs_kl_warmup),  # None is understood, but not annotated
             **kwargs,
         )
+        self._dispersion_lr = dispersion_lr
         self._by_scvi = bool(kwargs.get("compile") or kwargs.get("on_step"))
         self._sums = EpochSums()
         self._watch = FiniteWatch("stage 1 (VAE)", "negative ELBO", "vae_plan_kwargs", lr)
@@ -124,7 +129,12 @@ class VAETrainingPlan(TrainingPlan):
         def create(parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
             parameters = list(parameters)
             settings = {"lr": self.lr, "eps": self.eps, "weight_decay": self.weight_decay}
-            return optimizer_cls(parameters, **settings, **fused(parameters, self.trainer.precision))
+            own = set(self.module.likelihood.parameters())
+            groups = [
+                {"params": [p for p in parameters if p not in own]},
+                {"params": [p for p in parameters if p in own], "lr": self._dispersion_lr},
+            ]
+            return optimizer_cls(groups, **settings, **fused(parameters, self.trainer.precision))
 
         return create
 

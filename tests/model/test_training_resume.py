@@ -117,7 +117,7 @@ def test_killed_again_and_again(simulate, build, quiet, tmp_path, uninterrupted)
 @pytest.mark.parametrize("where", ["between the stages", "in the calibration"])
 def test_killed_outside_the_epochs(simulate, build, fit, quiet, tmp_path, uninterrupted, monkeypatch, where):
     model = build(simulate())
-    method = "_cache_latents" if where == "between the stages" else "_calibrate"
+    method = "_cache_latents" if where == "between the stages" else "_fit_calibration"
 
     def die(*args):
         raise Killed

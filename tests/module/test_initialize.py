@@ -4,7 +4,8 @@ import numpy as np
 import torch
 
 from cfmvc_scvi.module import CFMVCModule
-from cfmvc_scvi.module.initialize import _batch_effects, initialize_linear_paths
+from cfmvc_scvi.module.batch_effects import batch_effects
+from cfmvc_scvi.module.initialize import initialize_linear_paths
 
 
 def test_batch_effects_are_those_of_the_joint_ridge_regression():
@@ -14,9 +15,9 @@ def test_batch_effects_are_those_of_the_joint_ridge_regression():
     design = np.c_[np.eye(3)[batch], np.eye(7)[group]]
     penalty = np.diag(np.r_[np.full(3, 1.0), np.full(7, 1e-3)])
     expected = np.linalg.solve(design.T @ design + penalty, design.T @ y)[:3]
-    ours = _batch_effects(y, batch, group, 3)
+    ours = batch_effects(y, batch, group, 3)
     np.testing.assert_allclose(ours, expected - expected.mean(axis=0), atol=1e-5)
-    assert not _batch_effects(y, np.zeros(200, dtype=int), group, 1).any()
+    assert not batch_effects(y, np.zeros(200, dtype=int), group, 1).any()
 
 
 def test_the_components_are_computed_in_the_memory_of_the_counts():

@@ -1,0 +1,73 @@
+"""What stage 1 learns of simulated truths: dispersion, and the effect of a batch, which stays out of the latent."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scvi
+from scipy import sparse
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+
+from cfmvc_scvi import CFMVC, data, metrics
+from cfmvc_scvi.likelihood.negative_binomial import expected_lognorm
+
+pytestmark = pytest.mark.slow
+QUIET = {"enable_progress_bar": False}
+
+
+def mean_level(x):
+    return np.asarray(metrics.log1p_cp10k(x).mean(axis=0)).ravel()
+
+
+@pytest.mark.parametrize("theta", [0.2, 3.0])
+def test_cells_drawn_from_the_posterior_vary_as_the_cells_do(theta):
+    rng = np.random.default_rng(0)
+    condition = rng.choice(["control", "A"], 900)
+    log_mean = np.tile(rng.normal(0, 1, 120), (900, 1))
+    log_mean[:, :10] += (condition == "A")[:, None]
+    mean = np.exp(log_mean) * rng.lognormal(0, 0.2, (900, 1))
+    mean *= 2000 * len(mean) / mean.sum()
+    counts = rng.poisson(rng.gamma(theta, mean / theta)).astype(np.float32)
+    obs = pd.DataFrame({"perturbation": condition}, index=[f"c{i}" for i in range(900)])
+    adata = ad.AnnData(sparse.csr_matrix(counts), obs=obs)
+    scvi.settings.seed = 0
+    CFMVC.setup_anndata(adata)
+    model = CFMVC(adata)
+    model.train_vae(**QUIET)
+    drawn = np.asarray(model.posterior_predictive_sample(n_samples=1).todense()).reshape(counts.shape)
+    assert 0.8 < np.median(drawn.var(axis=0) / counts.var(axis=0)) < 1.4
+
+
+@pytest.fixture(scope="module")
+def screen():
+    """A simulated screen of two batches and a model of it."""
+    adata = data.simulate_perturbation(spatial=False)
+    scvi.settings.seed = 0
+    CFMVC.setup_anndata(adata)
+    model = CFMVC(adata)
+    model.train(flow_max_epochs=2, **QUIET)
+    return adata, model
+
+
+def test_choosing_a_batch_moves_cells_most_of_the_way(screen):
+    adata, model = screen
+    there, here = model.batches
+    control = (adata.obs["perturbation"] == "control") & (adata.obs["batch"] == here)
+    source = adata[control.to_numpy()].copy()
+    library = np.asarray(source.X.sum(axis=1)).ravel()
+    theta = adata.var["dispersion"].to_numpy()
+    levels = [
+        expected_lognorm(data.counterfactual_mean(source, "control", batch=name), theta, library).mean(axis=0)
+        for name in (there, here)
+    ]
+    moved = model.predict_perturbation(source, "control", batch=there)
+    slope = np.polyfit(levels[0] - levels[1], mean_level(moved.X) - mean_level(source.X), 1)[0]
+    assert 0.6 < slope < 1.2
+
+
+def test_batch_is_not_readable_from_the_intrinsic_latent(screen):
+    adata, model = screen
+    z, batch = model.get_latent_representation(), adata.obs["batch"].astype(str).to_numpy()
+    found = cross_val_score(LogisticRegression(max_iter=2000), z, batch, cv=5, scoring="balanced_accuracy").mean()
+    assert found < 0.62
