@@ -86,6 +86,8 @@ BY_NAME = {
 TESTED_ELSEWHERE = {
     "_compat.py": "model/test_memory.py and model/test_persist_files.py: what it does is seen in scvi-tools alone",
     "_constants.py": "names and numbers, without behaviour",
+    "likelihood/dispersion.py": "module/test_dispersion.py",
+    "module/batch_effects.py": "module/test_dispersion.py and model/test_generative.py",
     "cells/count_source.py": "cells/test_count_loader.py, which runs every source",
     "data/simulate/cells.py": "data/simulate/test_screen.py",
     "data/simulate/draw_truth.py": "data/simulate/test_screen.py",
@@ -106,7 +108,9 @@ TESTED_ELSEWHERE = {
 OF_THE_WHOLE = {
     "flow/test_gaussian.py": "the flow between two Gaussians, whose solution is known",
     "metrics/test_kang_protocol.py": "the metrics together, on measured cells",
+    "model/test_generative.py": "what stage 1 learns of simulated truths",
     "model/test_memory.py": "what a model holds on to",
+    "module/test_dispersion.py": "start values of dispersions and offsets, and where they are used",
     "model/test_numerics.py": "precision, extreme data, seeds",
     "model/test_properties.py": "invariances, by hypothesis",
     "model/test_scvi_methods.py": "the methods that come from scvi-tools",

@@ -93,7 +93,8 @@ class Populations:
 
     def _over_samples(self, control: dict[int, BySample], perturbed: list[BySample]) -> Populations:
         """The same populations with effects over samples; ``control`` by cell type, ``perturbed`` by population."""
-        sampled = [_sampled(p, control[c]) for p, c in zip(perturbed, self.label, strict=True)]
+        control = {int(c): samples for c, samples in control.items()}
+        sampled = [_sampled(p, control[int(c)]) for p, c in zip(perturbed, self.label, strict=True)]
         singles = {c: _stacked(list(samples.values())) for c, samples in control.items()}
         groups = {c: [s for s, label in zip(sampled, self.label, strict=True) if label == c] for c in control}
         n_genes = self.effect.shape[1]

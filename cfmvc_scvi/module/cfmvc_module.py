@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scvi import REGISTRY_KEYS
@@ -216,12 +217,12 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         z_technical: Tensor,
         library: Tensor,
         batch_index: Tensor,
-        transform_batch: int | None = None,
+        transform_batch: int | np.integer | None = None,
     ) -> dict:
         """Negative binomial of the counts, and both priors."""
         batch = batch_index.squeeze(-1).long()
         if transform_batch is not None:
-            target = torch.full_like(batch, transform_batch)
+            target = torch.full_like(batch, int(transform_batch))
             z_technical = self.move_batch(z_technical, batch, target)
             batch = target
         log_share = self.decoder(z, z_technical, batch)

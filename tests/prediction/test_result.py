@@ -19,7 +19,7 @@ A, CONTROL = Condition("A", ("A",), (1.0,)), Condition("control")
 
 def annotated(source, requests, keys=KEYS, draws=1) -> pd.DataFrame:
     n = source.n_cells
-    support = {r: (pd.Categorical(["seen"] * n, ["seen", "new context"]), 0.5) for r in requests}
+    support = {r: (pd.Categorical(["seen"] * n, ["seen", "new context"]), 0.5, np.full(n, 7)) for r in requests}
     return result_obs(requests, {None: source}, support, keys, "perturbation", draws)
 
 
@@ -30,6 +30,7 @@ def test_blocks_follow_the_requests(sources):
     assert obs["perturbation"].tolist() == ["A", "A", "control", "control"]
     assert obs["perturbation"].cat.categories.tolist() == ["A", "control"]
     assert isinstance(obs["support"].dtype, pd.CategoricalDtype) and (obs["support_distance"] == 0.5).all()
+    assert obs["n_support"].tolist() == [7] * 4
     assert "_scvi_x" not in obs and obs["cell_type"].tolist() == ["T", "NK"] * 2
 
 

@@ -56,8 +56,9 @@ def test_shares_sum_to_one_and_counts_get_their_log(sources):
 def test_several_draws_are_averaged_on_the_log_scale(sources):
     found = sources([0, 1])
     z, technical = found.z[0], found.posterior.technical_mean
-    same = found.decode(torch.stack([z, z, z]), technical)
-    torch.testing.assert_close(same, found.decode(z.unsqueeze(0), technical))
+    batch = found.cells.context.batch
+    same = found.decode(torch.stack([z, z, z]), technical, batch)
+    torch.testing.assert_close(same, found.decode(z.unsqueeze(0), technical, batch))
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -136,6 +136,7 @@ ARGUMENTS = {
     "categorical_covariate_keys": None,
     "continuous_covariate_keys": None,
     "size_factor_key": None,
+    "sample_key": None,
     "allow_noncounts": False,
 }
 
