@@ -127,10 +127,11 @@ class EffectError:
         if self.freedom is None:
             return process + noise, np.full_like(noise, np.inf)
         own = np.einsum("gcc->cg", self.noise) * weights[:, None] ** 2
-        with np.errstate(divide="ignore", invalid="ignore"):
-            root = np.nan_to_num((own / np.sqrt(self.freedom)).sum(axis=0) / own.sum(axis=0))
-            freedom = ((process + noise) / (noise * root)) ** 2
-        return process + noise, np.nan_to_num(freedom, nan=np.inf, posinf=np.inf)
+        total, by_root = own.sum(axis=0), (own / np.sqrt(self.freedom)).sum(axis=0)
+        root = np.divide(by_root, total, out=np.zeros_like(total), where=total != 0)
+        uncertain = noise * root  # 0 without noise, and where its variance is known: infinitely many degrees of freedom
+        freedom = np.divide(process + noise, uncertain, out=np.full_like(noise, np.inf), where=uncertain != 0) ** 2
+        return process + noise, freedom
 
 
 def effect_error(gp: EffectGP, data: MeanEffects, queries: Conditions, misfit: Misfit | None = None) -> EffectError:
