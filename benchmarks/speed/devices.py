@@ -31,13 +31,12 @@ from cells import simulated_cells
 from lightning.pytorch.callbacks import Callback
 from models import CLOCKS, QUIET, fit_options, new_cfmvc, now, set_clock
 from run import machine
-from torch import Tensor
-from torch.nn import functional as F
 
 from cfmvc_scvi import CFMVC
 from cfmvc_scvi.cells import count_loader
-from cfmvc_scvi.likelihood.negative_binomial import nb_log_prob
-from cfmvc_scvi.module import CFMVCModule, cfmvc_module
+from cfmvc_scvi.likelihood.base import Likelihood
+from cfmvc_scvi.likelihood.negative_binomial import NegativeBinomial
+from cfmvc_scvi.module import CFMVCModule
 from cfmvc_scvi.nn.gene_linear import GeneLinear
 from cfmvc_scvi.train import flow_plan, vae_plan
 
@@ -61,13 +60,9 @@ class Device:
 # ---- plain ways -----------------------------------------------------------------------------------------------------
 
 
-def plain_loss(
-    features: Tensor, weight: Tensor, bias: Tensor, log_theta: Tensor, batch: Any, *, panel: bool = False
-) -> Tensor:
+def plain_loss() -> AbstractContextManager:
     """Softmax and negative binomial of dense counts, differentiated by autograd."""
-    log_share = F.log_softmax(F.linear(features, weight, bias), dim=-1)
-    log_mean = log_share + batch.library.log().unsqueeze(-1)
-    return -nb_log_prob(batch.counts.dense(), log_mean, log_theta.exp()).sum(dim=-1).mean()
+    return patch.object(NegativeBinomial, "reconstruction_loss", Likelihood.reconstruction_loss)
 
 
 @contextmanager
@@ -84,7 +79,7 @@ def ungrouped() -> AbstractContextManager:
 
 
 DEVICES: dict[str, Device] = {
-    "fused loss": Device(lambda: patch.object(cfmvc_module, "reconstruction_loss", plain_loss)),
+    "fused loss": Device(plain_loss),
     "sparse first layer": Device(lambda: patch.object(GeneLinear, "SPARSE_BELOW", -1.0)),
     "gathered chunks": Device(lambda: patch.object(count_loader, "_GATHERED", 1)),
     "fused optimiser": Device(optimizer_not_fused),
@@ -163,6 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--busy", action="store_true", help="beside a process that keeps one core busy")
     parser.add_argument("--cells", type=int, default=10_000)
     parser.add_argument("--genes", type=int, default=2000)
+    parser.add_argument("--density", type=float, default=0.18, help="share of counts above zero")
     parser.add_argument("--epochs", type=int, default=2, help="of a fit of stage 1; of stage 2 eight times these")
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--quick", action="store_true", help="time of the quickest tenth of the steps, if others run")
@@ -172,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     set_clock(options.clock)
     print(f"{machine()}\nload before: {os.getloadavg()[0]:.1f}; busy: {options.busy}", flush=True)
-    model = new_cfmvc(simulated_cells(options.cells, options.genes))
+    model = new_cfmvc(simulated_cells(options.cells, options.genes, options.density))
     model.train_vae(1, **QUIET)
     rows = []
     with busy_core(options.busy):

@@ -26,7 +26,7 @@ class GeneLinear(nn.Module):
     """
 
     #: Up to this share of values above zero training takes the sums, beyond it the dense products.
-    SPARSE_BELOW = 0.3
+    SPARSE_BELOW = 0.12
 
     def __init__(self, n_genes: int, n_out: int) -> None:
         super().__init__()
