@@ -61,10 +61,14 @@ VARIANTS: dict[str, Variant] = {
     "cell type in the context": Variant(model={"labels_in_context": True}),
     "energy distance 0.1": Variant(model={"energy_weight": 0.1}),
     "no moving average": Variant(flow={"plan_kwargs": {"ema_decay": 0.0}}),
+    "independent, no moving average": Variant(
+        model={"coupling": "independent"}, flow={"plan_kwargs": {"ema_decay": 0.0}}
+    ),
     "weight decay 1e-4": Variant(flow={"plan_kwargs": {"weight_decay": 1e-4}}),
     "latent 16": Variant(model={"n_latent": 16}),
     "latent 64": Variant(model={"n_latent": 64}),
     "KL weight 0.01": Variant(model={"kl_weight_intrinsic": 0.01}),
+    "KL weight 0.3": Variant(model={"kl_weight_intrinsic": 0.3}),
     "KL weight 1": Variant(model={"kl_weight_intrinsic": 1.0}),
     "decoder linear alone": Variant(model={"n_layers_decoder": 0}),
 }

@@ -8,6 +8,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from scipy import sparse
 from torch import Tensor
 
@@ -27,9 +28,9 @@ class LevelChange:
         Factor on the spread of the gene, and the level it spreads around.
     """
 
-    shift: Tensor
-    scale: Tensor
-    center: Tensor
+    shift: Float[Tensor, "*n n_genes"]
+    scale: Float[Tensor, "*#n n_genes"]
+    center: Float[Tensor, "*#n n_genes"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class RateChange:
         return cls(after - before + correction, np.exp(before) * library[:, None])
 
 
-def decoded_change(before: Tensor, after: Tensor) -> Tensor:
+def decoded_change(before: Float[Tensor, "n n_genes"], after: Float[Tensor, "n n_genes"]) -> Float[Tensor, "n n_genes"]:
     r"""Change of log1p of counts per 10,000 between shares, :math:`\log(1 + 10^4 a) - \log(1 + 10^4 b)`.
 
     Worked out as one logarithm, :math:`\log((10^{-4} + a) / (10^{-4} + b))`; of equal shares it is zero.
@@ -61,7 +62,12 @@ def decoded_change(before: Tensor, after: Tensor) -> Tensor:
     return torch.add(after, 1e-4).div_(before + 1e-4).log_()
 
 
-def expected_counts(x: np.ndarray, library: np.ndarray, change: LevelChange, highest: np.ndarray) -> np.ndarray:
+def expected_counts(
+    x: Float[np.ndarray, "n n_genes"],
+    library: Float[np.ndarray, " n"],
+    change: LevelChange,
+    highest: Float[np.ndarray, " n_genes"],
+) -> Float[np.ndarray, "n n_genes"]:
     r"""Counts of a cell after a change of its log1p counts per 10,000, at its own library size :math:`L`.
 
     .. math:: y' = \operatorname{clip}\left(y + \Delta + (k - 1)(y - m),\; 0,\; \max(y, h)\right), \qquad

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import numpy as np
+from jaxtyping import Float
 
 from cfmvc_scvi._messages import unknown_choice
 from cfmvc_scvi.calibration.process import MeanEffects
@@ -30,10 +31,10 @@ class EffectQuery:
         Effect by the Gaussian process over the training populations; ``None`` where there were no populations.
     """
 
-    members: np.ndarray
+    members: Float[np.ndarray, "n_members n_features"]
     label: int
-    latent: np.ndarray
-    process: np.ndarray | None
+    latent: Float[np.ndarray, " n_genes"]
+    process: Float[np.ndarray, " n_genes"] | None
 
 
 class EffectEstimator(ABC):
@@ -60,7 +61,7 @@ class EffectEstimator(ABC):
         return cls()
 
     @abstractmethod
-    def estimate(self, query: EffectQuery) -> np.ndarray:
+    def estimate(self, query: EffectQuery) -> Float[np.ndarray, " n_genes"]:
         """Mean effect, shape (n_genes,)."""
 
     def to_saved(self) -> dict[str, Any]:
@@ -78,7 +79,7 @@ class LatentEstimator(EffectEstimator):
 
     name = "latent"
 
-    def estimate(self, query: EffectQuery) -> np.ndarray:
+    def estimate(self, query: EffectQuery) -> Float[np.ndarray, " n_genes"]:
         """See :meth:`EffectEstimator.estimate`."""
         return query.latent
 
@@ -88,7 +89,7 @@ class ProcessEstimator(EffectEstimator):
 
     name = "process"
 
-    def estimate(self, query: EffectQuery) -> np.ndarray:
+    def estimate(self, query: EffectQuery) -> Float[np.ndarray, " n_genes"]:
         """See :meth:`EffectEstimator.estimate`."""
         return query.latent if query.process is None else query.process
 
@@ -104,7 +105,7 @@ class AverageEstimator(EffectEstimator):
     #: Weight of the process.
     WEIGHT: ClassVar[float] = 0.5
 
-    def estimate(self, query: EffectQuery) -> np.ndarray:
+    def estimate(self, query: EffectQuery) -> Float[np.ndarray, " n_genes"]:
         """See :meth:`EffectEstimator.estimate`."""
         if query.process is None:
             return query.latent

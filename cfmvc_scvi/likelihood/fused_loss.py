@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid, softplus
@@ -16,8 +17,14 @@ from cfmvc_scvi._types import CountBatch, at_least_float32
 
 
 def reconstruction_loss(
-    features: Tensor, weight: Tensor, bias: Tensor, log_theta: Tensor, batch: CountBatch, *, panel: bool = False
-) -> Tensor:
+    features: Float[Tensor, "n n_features"],
+    weight: Float[Tensor, "n_genes n_features"],
+    bias: Float[Tensor, " n_genes"],
+    log_theta: Float[Tensor, " n_genes"],
+    batch: CountBatch,
+    *,
+    panel: bool = False,
+) -> Float[Tensor, ""]:
     r"""Mean negative log-likelihood of cells, from the input of the decoder's last layer.
 
     .. math:: -\frac{1}{n} \sum_i \sum_g \log NB(x_{ig} \mid L_i \rho_{ig}, \theta_g), \qquad

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -37,8 +38,11 @@ class ElboTerms:
 
 
 def draw_with_kl(
-    mean: Tensor, logvar: Tensor, prior_mean: Tensor, prior_logvar: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    mean: Float[Tensor, "n n_both"],
+    logvar: Float[Tensor, "n n_both"],
+    prior_mean: Float[Tensor, "n n_given"],
+    prior_logvar: Float[Tensor, "n n_given"],
+) -> tuple[Float[Tensor, "n n_both"], Float[Tensor, ""], Float[Tensor, ""]]:
     r"""One draw of diagonal normals, and their KL divergences from a standard normal prior and from one that is given.
 
     .. math:: z = m + e^{l / 2} \epsilon, \qquad

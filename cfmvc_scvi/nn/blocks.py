@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 
@@ -55,7 +56,7 @@ class CovariateEmbedding(nn.Module):
         self.tables = nn.ModuleList(tables)
         self.n_out = dim * len(self.tables)
 
-    def forward(self, codes: Sequence[Tensor]) -> Tensor:
+    def forward(self, codes: Sequence[Int[Tensor, " n"]]) -> Float[Tensor, "n n_out"]:
         """Embeddings (n, n_out) of the codes, one tensor (n,) per covariate."""
         return torch.cat([table(code) for table, code in zip(self.tables, codes, strict=True)], dim=-1)
 
@@ -70,7 +71,7 @@ class TimeEmbedding(nn.Module):
         self.register_buffer("frequencies", math.pi * torch.arange(1, n_frequencies + 1).float(), persistent=False)
         self.n_out = 2 * n_frequencies + 1
 
-    def forward(self, t: Tensor) -> Tensor:
+    def forward(self, t: Float[Tensor, "*n"]) -> Float[Tensor, "*n n_out"]:
         """Features (n, n_out) of the times (n,)."""
         angle = t.unsqueeze(-1) * self.frequencies
         return torch.cat([t.unsqueeze(-1), angle.sin(), angle.cos()], dim=-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -54,11 +55,21 @@ class Decoder(nn.Module):
         with torch.no_grad():
             self.output.weight[:, n_in:] = 0.0
 
-    def forward(self, z_int: Tensor, z_tech: Tensor, batch: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        z_int: Float[Tensor, "*n n_latent"],
+        z_tech: Float[Tensor, "*n n_technical"],
+        batch: Int[Tensor, "*batch"] | None = None,
+    ) -> Float[Tensor, "*n n_output"]:
         """Log share of every gene, shape (n, n_output), float32, in the batches (n,); ``None`` is their average."""
         return self._normalized(F.log_softmax, z_int, z_tech, batch)
 
-    def share(self, z_int: Tensor, z_tech: Tensor, batch: Tensor | None = None) -> Tensor:
+    def share(
+        self,
+        z_int: Float[Tensor, "*n n_latent"],
+        z_tech: Float[Tensor, "*n n_technical"],
+        batch: Int[Tensor, "*batch"] | None = None,
+    ) -> Float[Tensor, "*n n_output"]:
         """Share of every gene, shape (n, n_output), float32."""
         return self._normalized(F.softmax, z_int, z_tech, batch)
 
@@ -71,11 +82,18 @@ class Decoder(nn.Module):
         rest = logits.new_zeros((*logits.shape[:-1], 1))
         return function(torch.cat([logits, rest], dim=-1), dim=-1)[..., :-1]
 
-    def logits(self, z_int: Tensor, z_tech: Tensor, batch: Tensor | None = None) -> Tensor:
+    def logits(
+        self,
+        z_int: Float[Tensor, "*n n_latent"],
+        z_tech: Float[Tensor, "*n n_technical"],
+        batch: Int[Tensor, "*batch"] | None = None,
+    ) -> Float[Tensor, "*n n_output"]:
         """Logits of the shares, shape (n, n_output), in the precision of the matrix products."""
         return self.output(self.features(torch.cat([z_int, z_tech], dim=-1), batch))
 
-    def features(self, z: Tensor, batch: Tensor | None = None) -> Tensor:
+    def features(
+        self, z: Float[Tensor, "*n n_both"], batch: Int[Tensor, "*batch"] | None = None
+    ) -> Float[Tensor, "*n n_features"]:
         """Input of :attr:`output`, from both latents side by side (n, n_latent + n_latent_technical).
 
         A batch is one-hot less its mean over the batches, so that what the offsets have in common drops out.

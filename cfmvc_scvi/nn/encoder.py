@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -19,8 +20,8 @@ from cfmvc_scvi.nn.gene_linear import GeneLinear
 class Posterior:
     """Mean and log-variance of both latents side by side, intrinsic first; each (n, n_latent + n_latent_technical)."""
 
-    mean: Tensor
-    logvar: Tensor
+    mean: Float[Tensor, "n n_both"]
+    logvar: Float[Tensor, "n n_both"]
     n_latent: int
 
     @property
@@ -92,7 +93,10 @@ class Encoder(nn.Module):
         return self.genes.bias[self.n_hidden :]
 
     def forward(
-        self, x_lognorm: Tensor | SparseRows, codes: Sequence[Tensor], continuous: Tensor | None = None
+        self,
+        x_lognorm: Float[Tensor, "n n_input"] | SparseRows,
+        codes: Sequence[Int[Tensor, " n"]],
+        continuous: Float[Tensor, "n n_continuous"] | None = None,
     ) -> Posterior:
         """Posterior of the cells.
 

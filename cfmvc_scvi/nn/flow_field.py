@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,8 +19,8 @@ from cfmvc_scvi.nn.groups import Groups
 class VelocityParts:
     """Velocity of the base field and of the perturbation's effect, each (n, n_latent)."""
 
-    base: Tensor
-    effect: Tensor
+    base: Float[Tensor, "n n_latent"]
+    effect: Float[Tensor, "n n_latent"]
 
     @property
     def total(self) -> Tensor:
@@ -60,7 +61,13 @@ class FlowField(nn.Module):
         self.basis_head = zero_init(nn.Linear(n_hidden, n_basis * n_latent))
         self.direction = nn.Parameter(torch.randn(n_basis, n_latent) / n_basis**0.5)
 
-    def forward(self, z: Tensor, t: Tensor, context: Tensor, alpha: Tensor) -> VelocityParts:
+    def forward(
+        self,
+        z: Float[Tensor, "n n_latent"],
+        t: Float[Tensor, " n"],
+        context: Float[Tensor, "n n_context"],
+        alpha: Float[Tensor, "n n_basis"],
+    ) -> VelocityParts:
         """Velocity of the cells.
 
         Parameters
@@ -78,7 +85,14 @@ class FlowField(nn.Module):
         effect = torch.einsum("nk,nkd->nd", alpha, self._basis(h))
         return VelocityParts(base=self.base_head(h), effect=effect)
 
-    def forward_grouped(self, z: Tensor, t: Tensor, context: Tensor, alpha: Tensor, groups: Groups) -> VelocityParts:
+    def forward_grouped(
+        self,
+        z: Float[Tensor, "n n_latent"],
+        t: Float[Tensor, " n"],
+        context: Float[Tensor, "n n_context"],
+        alpha: Float[Tensor, "n_groups n_basis"],
+        groups: Groups,
+    ) -> VelocityParts:
         """The same for cells that share few vectors of coefficients, with less work (:mod:`cfmvc_scvi.nn.groups`).
 
         Parameters
@@ -93,7 +107,9 @@ class FlowField(nn.Module):
         offsets = alpha @ (self.direction + self.basis_head.bias.view(self.n_basis, -1))
         return VelocityParts(base=self.base_head(h), effect=groups.affine(h, maps, offsets))
 
-    def field(self, context: Tensor, alpha: Tensor) -> Callable[[Tensor, float], Tensor]:
+    def field(
+        self, context: Float[Tensor, "n n_context"], alpha: Float[Tensor, " n_basis"]
+    ) -> Callable[[Tensor, float], Tensor]:
         """Velocity of cells that share their coefficients, for an integrator.
 
         What does not change along the way is worked out once: the part of the context in the first layer, and the
@@ -127,7 +143,9 @@ class FlowField(nn.Module):
 
         return velocity
 
-    def basis(self, z: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    def basis(
+        self, z: Float[Tensor, "n n_latent"], t: Float[Tensor, " n"], context: Float[Tensor, "n n_context"]
+    ) -> Float[Tensor, "n n_basis n_latent"]:
         """Basis fields at the points, shape (n, n_basis, n_latent)."""
         return self._basis(self._trunk(z, t, context))
 
