@@ -53,10 +53,6 @@ FOREIGN_PRIVATE = {
     ("model/cfmvc.py", "_get_init_params"): "scvi-tools' own models call it in __init__; that is how a model is saved",
     ("model/cfmvc.py", "_get_setup_method_args"): "scvi-tools' own models call it in setup_anndata",
     ("train/checkpoint.py", "_current_step"): "scvi-tools' early stopping keeps its epochs there and saves no state",
-    (
-        "train/flow_plan.py",
-        "_foreach_lerp_",
-    ): "the moving average of all weights at once; torch has no public name of it",
 }
 #: Text that looks like a private name and is none.
 NO_NAME = {

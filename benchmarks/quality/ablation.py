@@ -60,10 +60,6 @@ VARIANTS: dict[str, Variant] = {
     "cell type in alpha": Variant(model={"labels_in_effect": True}),
     "cell type in the context": Variant(model={"labels_in_context": True}),
     "energy distance 0.1": Variant(model={"energy_weight": 0.1}),
-    "no moving average": Variant(flow={"plan_kwargs": {"ema_decay": 0.0}}),
-    "independent, no moving average": Variant(
-        model={"coupling": "independent"}, flow={"plan_kwargs": {"ema_decay": 0.0}}
-    ),
     "weight decay 1e-4": Variant(flow={"plan_kwargs": {"weight_decay": 1e-4}}),
     "latent 16": Variant(model={"n_latent": 16}),
     "latent 64": Variant(model={"n_latent": 64}),

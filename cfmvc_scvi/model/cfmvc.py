@@ -13,6 +13,7 @@ from scvi.data import AnnDataManager
 from cfmvc_scvi._constants import AUTO, CFMVC_KEYS
 from cfmvc_scvi._messages import unknown_choice
 from cfmvc_scvi.flow import get_coupling
+from cfmvc_scvi.model.criticism import PredictiveCheckMixin
 from cfmvc_scvi.model.persist import PersistenceMixin
 from cfmvc_scvi.model.programs import ProgramMixin
 from cfmvc_scvi.model.report import ReportMixin
@@ -30,6 +31,7 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
     TrainingMixin,
     RepresentationMixin,
     ReportMixin,
+    PredictiveCheckMixin,
     TrajectoryMixin,
     GenerationMixin,
     ProgramMixin,

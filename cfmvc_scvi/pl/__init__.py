@@ -10,6 +10,7 @@ tables as the DataFrames that the model returns.
 """
 
 from cfmvc_scvi.pl._cells import embedding, spatial_gene, velocity
+from cfmvc_scvi.pl._criticism import posterior_predictive_check
 from cfmvc_scvi.pl._effects import coefficients, effects, perturbation_map
 from cfmvc_scvi.pl._expression import delta, gene_distributions, mean_expression
 from cfmvc_scvi.pl._tables import benchmark, support
@@ -24,6 +25,7 @@ __all__ = [
     "gene_distributions",
     "mean_expression",
     "perturbation_map",
+    "posterior_predictive_check",
     "spatial_gene",
     "support",
     "training_curves",

@@ -20,7 +20,7 @@ class FlowTrainingPlan(LightningModule):
     """Regresses the velocity field on paths between paired latents.
 
     Only the context encoder, the perturbation adapter and the velocity field get gradients; the VAE stays in
-    eval mode. At the end the networks hold the exponential moving average of their weights.
+    eval mode.
 
     Parameters
     ----------
@@ -28,31 +28,21 @@ class FlowTrainingPlan(LightningModule):
         The module to train.
     lr, weight_decay
         Settings of AdamW; the learning rate falls to zero along a half cosine.
-    ema_decay
-        Decay of the moving average per step; 0 keeps the last weights.
     """
 
     module: CFMVCModule
 
-    def __init__(
-        self, module: CFMVCModule, *, lr: float = 1e-3, weight_decay: float = 0.1, ema_decay: float = 0.99
-    ) -> None:
+    def __init__(self, module: CFMVCModule, *, lr: float = 1e-3, weight_decay: float = 0.1) -> None:
         super().__init__()
-        if not 0.0 <= ema_decay < 1.0:
-            raise ValueError(f"`ema_decay` is {ema_decay}; it must be at least 0 and below 1.")
         self.module = module
         self.lr = lr
         self.weight_decay = weight_decay
-        self.ema_decay = ema_decay
-        self._average: dict[str, Tensor] = {}
-        self._named: list[tuple[str, torch.nn.Parameter]] | None = None
         self._losses = EpochSums()
         self._watch = FiniteWatch("stage 2 (flow)", "flow-matching loss", "flow_plan_kwargs", lr)
 
     def on_fit_start(self) -> None:
         """Freeze the VAE, train the flow."""
         self._set_modes()
-        self._average = {name: p.detach().clone() for name, p in self._flow_parameters()}
 
     def on_train_epoch_start(self) -> None:
         """Lightning may have changed the modes for validation."""
@@ -87,35 +77,14 @@ class FlowTrainingPlan(LightningModule):
         """Log the loss of the validation cells."""
         self._log("flow_loss_validation", self._validation_losses)
 
-    def on_train_batch_end(self, outputs: Any, batch: FlowBatch, batch_idx: int) -> None:
-        """Update the moving average; its decay is lower in the first steps, which are further off."""
-        if not self.ema_decay:
-            return
-        decay = min(self.ema_decay, (1.0 + self.global_step) / (10.0 + self.global_step))
-        with torch.no_grad():
-            averages, parameters = zip(*((self._average[name], p) for name, p in self._flow_parameters()), strict=True)
-            torch._foreach_lerp_(averages, parameters, 1.0 - decay)  # pyright: ignore[reportPrivateImportUsage]
-
     def on_fit_end(self) -> None:
-        """Put the averaged weights into the networks; raise :class:`FloatingPointError` when they are not finite."""
-        if self.ema_decay:
-            with torch.no_grad():
-                for name, parameter in self._flow_parameters():
-                    parameter.copy_(self._average[name])
+        """Raise :class:`FloatingPointError` when the weights are not finite."""
         check_finite_weights(self.module.flow_parts, "stage 2 (flow)", "flow_plan_kwargs", self.lr)
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the moving average."""
-        checkpoint["average"] = {name: value.clone() for name, value in self._average.items()}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the moving average from where it was kept."""
-        self._average = {name: checkpoint["average"][name].to(p.device) for name, p in self._flow_parameters()}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with a cosine schedule over all steps."""
         self._set_modes()
-        parameters = [p for _, p in self._flow_parameters()]
+        parameters = [p for part in self.module.flow_parts for p in part.parameters()]
         one_kernel = fused(parameters, self.trainer.precision)
         optimizer = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay, **one_kernel)
         steps = max(1, int(self.trainer.estimated_stepping_batches))
@@ -136,12 +105,3 @@ class FlowTrainingPlan(LightningModule):
 
     def _set_modes(self) -> None:
         set_modes(trained=self.module.flow_parts, frozen=self.module.vae_parts)
-
-    def _flow_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
-        if self._named is None:
-            self._named = self._find_flow_parameters()
-        return self._named
-
-    def _find_flow_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
-        parts = enumerate(self.module.flow_parts)
-        return [(f"{i}.{name}", p) for i, part in parts for name, p in part.named_parameters()]

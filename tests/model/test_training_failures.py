@@ -58,7 +58,7 @@ def test_divergence_in_the_last_step(simulated, build, fit, plan_name, stage):
 
     model = build(simulated)
     with pytest.raises(FloatingPointError, match=rf"{stage} .* diverged in its last epoch"):
-        fit(model, callbacks=[Spoil()], flow_plan_kwargs={"ema_decay": 0.0})
+        fit(model, callbacks=[Spoil()])
     assert not model.is_trained and model.is_vae_trained_ == (stage == "stage 2")
 
 
@@ -83,8 +83,6 @@ def test_unknown_plan_arguments(simulated, build, fit, argument, given):
     with pytest.raises(TypeError, match="lrr"):
         fit(model, **{argument: given})
     assert not model.history  # refused before any training
-    with pytest.raises(ValueError, match="ema_decay"):
-        fit(model, flow_plan_kwargs={"ema_decay": 1.0})
 
 
 def test_unknown_trainer_argument(simulated, build, fit):
