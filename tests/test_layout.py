@@ -58,6 +58,8 @@ FOREIGN_PRIVATE = {
 NO_NAME = {
     ("data/datasets.py", "_original"): "ending of a column",
     ("model/trajectory.py", "_t"): "ending of a cell's name",
+    ("model/criticism.py", "_drawn"): "ending of a column",
+    ("pl/_criticism.py", "_drawn"): "ending of a column",
     ("pl/_training.py", "_train"): "ending of a metric",
     ("prediction/result.py", "_scvi"): "start of scvi-tools' columns",
 }
