@@ -89,7 +89,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         n_hidden_flow: int = 128,
         dropout: float = 0.0,
         flow_source: str = "control",
-        kl_weight_intrinsic: float = 0.1,
+        kl_weight_intrinsic: float = 0.3,
         kl_weight_technical: float = 1.0,
         labels_in_effect: bool = False,
         labels_in_context: bool = False,
