@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
+from scipy import sparse
+from scipy.sparse.linalg import splu
 
 from cfmvc_scvi.calibration.moments import lognorm_moments
 from cfmvc_scvi.calibration.process import MeanEffects
 from cfmvc_scvi.calibration.samples import Between, SampledPopulation, Values, between_samples, sampled_effect
 from cfmvc_scvi.calibration.sampling_variance import moved_variance, shrink_variance, variance_trend
 from cfmvc_scvi.cells.latents import LatentCache
-from cfmvc_scvi.cells.strata import matched_strata, strata
+from cfmvc_scvi.cells.strata import matched_strata, rows_by_group, strata
 from cfmvc_scvi.cells.table import CellTable
+from cfmvc_scvi.registration.members import Members
 
 #: Variance of a mean that no number of cells takes away.
 _FLOOR = 1e-4
 #: Ridge on the change of variances with a perturbation, in roots of cells.
 _RIDGE = 3.0
+#: Genes whose changes of variance are laid out at a time.
+_SOME_GENES = 500
 
 
 @dataclass(frozen=True)
@@ -71,10 +77,10 @@ class Populations:
         control = [cells if len(cells) else everyone for cells in own]
         controls = MatchedControls(cache.cells, own, control)
         found, members, over_cells = [], [], []
-        for code, label in sorted(set(zip(condition.tolist(), labels.tolist(), strict=True))):
+        groups = rows_by_group(cache.condition, cache.cells.context.labels.numpy(), rows)
+        for (code, label), cells in groups.items():
             if code == 0 or not len(own[label]):
                 continue
-            cells = rows[(condition == code) & (labels == label)]
             here = Moments.of(cache.cells, cells)
             over_cells.append(here.shrunken(controls.prior(label, here)))
             mean0, variance0 = controls.mean(cells, label)
@@ -107,24 +113,35 @@ class Populations:
         freedom = freedom if np.isfinite(freedom).any() else None
         return replace(self, effect=effect, variance=variance + _FLOOR, freedom=freedom)
 
-    def observed(self, members: np.ndarray) -> MeanEffects:
-        """The populations as the process reads them; ``members`` are vectors (n, most members, n_features)."""
+    def observed(self, members: Members) -> MeanEffects:
+        """The populations as the process reads them, with the perturbations of each."""
         return MeanEffects(self.effect, self.variance, members, self.label, self.freedom)
 
-    def spread_effect(self, p: np.ndarray) -> np.ndarray:
+    def spread_effect(self, members: Members) -> np.ndarray:
         """Change of every gene's variance per unit of the perturbation vector, (n_features, n_genes), by ridge.
 
         Populations weigh as the root of their cells less one: the spread of a single cell says nothing.
 
         Parameters
         ----------
-        p
-            Perturbation vector of every population, shape (n, n_features).
+        members
+            Perturbations of every population.
         """
-        weights = np.sqrt(self.n_cells - 1)[:, None]
-        change = self.spread1 - self.spread0[self.label]
-        gram = p.T @ (weights * p) + _RIDGE * np.eye(p.shape[1])
-        return np.linalg.solve(gram, p.T @ (weights * change)).astype(np.float32)
+        p = members.sums()
+        weights = np.sqrt(self.n_cells - 1)
+        if isinstance(p, np.ndarray):
+            gram = p.T @ (weights[:, None] * p) + _RIDGE * np.eye(p.shape[1])
+            solve = partial(np.linalg.solve, gram)
+            weighted = (weights[:, None] * p).T
+        else:
+            weighted = sparse.csr_matrix(p.multiply(weights[:, None]).T)
+            solve = splu(sparse.csc_matrix(weighted @ p + _RIDGE * sparse.identity(p.shape[1]))).solve
+        out = np.empty((p.shape[1], self.effect.shape[1]), dtype=np.float32)
+        for start in range(0, out.shape[1], _SOME_GENES):
+            genes = slice(start, start + _SOME_GENES)
+            change = self.spread1[:, genes] - self.spread0[:, genes][self.label]
+            out[:, genes] = solve(weighted @ change)
+        return out
 
 
 #: Mean of every gene in each sample, and its variance from cells.
