@@ -71,31 +71,35 @@ class Populations:
         shrunken towards that of the controls (:mod:`~cfmvc_scvi.calibration.sampling_variance`). With samples, effects
         are means over them and the variance is that between them (:mod:`~cfmvc_scvi.calibration.samples`).
         """
-        labels, condition = cache.cells.context.labels.numpy()[rows], cache.condition[rows]
-        everyone = rows[condition == 0]
-        own = [rows[(condition == 0) & (labels == label)] for label in range(n_labels)]
+        labels = cache.cells.context.labels.numpy()
+        groups = rows_by_group(cache.condition, labels, rows)
+        none = rows[:0]
+        everyone = rows[cache.condition[rows] == 0]
+        own = [groups.get((0, label), none) for label in range(n_labels)]
         control = [cells if len(cells) else everyone for cells in own]
         controls = MatchedControls(cache.cells, own, control)
-        found, members, over_cells = [], [], []
-        groups = rows_by_group(cache.condition, cache.cells.context.labels.numpy(), rows)
-        for (code, label), cells in groups.items():
-            if code == 0 or not len(own[label]):
-                continue
+        found = [(*key, cells) for key, cells in groups.items() if key[0] and len(own[key[1]])]
+        shape = len(found), cache.cells.counts.shape[1]
+        mean, spread, effect, variance = (np.empty(shape, dtype=np.float32) for _ in range(4))
+        over_cells = None if cache.cells.sample is None else np.empty(shape, dtype=np.float32)
+        for i, (_, label, cells) in enumerate(found):
             here = Moments.of(cache.cells, cells)
-            over_cells.append(here.shrunken(controls.prior(label, here)))
+            shrunken = here.shrunken(controls.prior(label, here))
             mean0, variance0 = controls.mean(cells, label)
-            variance = over_cells[-1] / here.n + variance0 + _FLOOR
-            found.append((here.mean, here.spread, here.mean - mean0, variance, here.n, label, code))
-            members.append(cells)
-        n_genes = cache.cells.counts.shape[1]
-        empty = (np.zeros((0, n_genes)),) * 4 + (np.zeros(0), np.zeros(0, dtype=int), np.zeros(0, dtype=int))
-        columns = [np.stack(column) for column in zip(*found, strict=True)] if found else empty
-        every = cls(control, controls.level, controls.spread, *columns)
-        if cache.cells.sample is None or not found:
+            mean[i], spread[i], effect[i] = here.mean, here.spread, here.mean - mean0
+            variance[i] = shrunken / here.n + variance0 + _FLOOR
+            if over_cells is not None:
+                over_cells[i] = shrunken
+        condition, label = (np.array([group[k] for group in found], dtype=int) for k in range(2))
+        n_cells = np.array([len(cells) for *_, cells in found], dtype=int)
+        every = cls(
+            control, controls.level, controls.spread, mean, spread, effect, variance, n_cells, label, condition
+        )
+        if over_cells is None or not found:
             return every
-        samples = {label: _by_sample(cache.cells, own[label], controls.shrunken[label]) for label in set(every.label)}
-        perturbed = [_by_sample(cache.cells, *part) for part in zip(members, over_cells, strict=True)]
-        return every._over_samples(samples, perturbed)
+        samples = {code: _by_sample(cache.cells, own[code], controls.shrunken[code]) for code in set(label.tolist())}
+        parts = zip((cells for *_, cells in found), over_cells, strict=True)
+        return every._over_samples(samples, [_by_sample(cache.cells, *part) for part in parts])
 
     def _over_samples(self, control: dict[int, BySample], perturbed: list[BySample]) -> Populations:
         """The same populations with effects over samples; ``control`` by cell type, ``perturbed`` by population."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -61,10 +61,10 @@ class MeanEffects:
 
     def take(self, rows: np.ndarray) -> MeanEffects:
         """The populations at these rows."""
+        effect, variance, context = (values[rows] for values in (self.effect, self.variance, self.context))
         freedom = None if self.freedom is None else self.freedom[rows]
-        return MeanEffects(
-            self.effect[rows], self.variance[rows], self.members.take(rows), self.context[rows], freedom
-        )
+        members = self.members.take(rows)
+        return replace(self, effect=effect, variance=variance, members=members, context=context, freedom=freedom)
 
     def to_saved(self) -> dict[str, Any]:
         """Plain containers that :meth:`from_saved` reads back."""
