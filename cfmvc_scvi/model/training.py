@@ -236,7 +236,7 @@ class TrainingMixin(ModelBase):
             plan,
             data,
             stage="flow",
-            max_epochs=max_epochs or _epochs(self._flow_steps(), len(self._split.train), batch_size),
+            max_epochs=max_epochs or _epochs(flow_steps(len(self.vocabulary.names)), len(self._split.train), batch_size),
             accelerator=accelerator,
             devices=devices,
             checkpoints=checkpoints,
@@ -366,8 +366,10 @@ class TrainingMixin(ModelBase):
         cells, found = self._reader.read(adata), self._conditions_of(adata)
         return LatentCache(cells, self._encode(cells, _ENCODE_CELLS), found.code, found.conditions)
 
-    def _flow_steps(self) -> int:
-        return min(_FLOW_STEPS + _FLOW_STEPS_EACH * len(self.vocabulary.names), _MOST_FLOW_STEPS)
+
+def flow_steps(n_perturbations: int) -> int:
+    """Optimiser steps of stage 2 when the number of epochs is not given: 700 and 20 a perturbation, at most 20,000."""
+    return min(_FLOW_STEPS + _FLOW_STEPS_EACH * n_perturbations, _MOST_FLOW_STEPS)
 
 
 def _trained_conditions(cache: LatentCache, train: np.ndarray) -> tuple[list[tuple[ConditionKey, int]], list[int]]:

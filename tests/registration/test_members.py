@@ -85,6 +85,19 @@ def test_many_unit_vectors_take_memory_by_condition_and_not_by_their_square():
     assert len(set(members.components())) == 20_000
 
 
+def test_distance_is_the_nearest_in_vectors():
+    rng = np.random.default_rng(0)
+    table, vector = rng.normal(size=(6, 4)), rng.normal(size=4)
+    dense = Members(np.arange(6)[:, None], np.ones((6, 1), dtype=np.float32), table, 4)
+    expected = min(np.linalg.norm(table - vector, axis=1).min(), np.linalg.norm(vector))
+    assert dense.distance(vector) == pytest.approx(expected) and dense.distance(table[2]) == 0.0
+    units = Members(np.array([[0, 2], [1, -1]]), np.array([[1, 1], [0.3, 0]], dtype=np.float32), None, 4)
+    laid_out = np.array([[1.0, 0, 1, 0], [0, 0.3, 0, 0], [0, 0, 0, 0]])
+    for vector in ([1, 0, 0.9, 0], [0, 1, 0, 1], [0.1, 0.1, 0, 0]):
+        assert units.distance(vector) == pytest.approx(np.linalg.norm(laid_out - vector, axis=1).min())
+    assert Members(np.zeros((0, 1), dtype=int), np.zeros((0, 1)), None, 4).distance(np.ones(4)) == 2.0
+
+
 # ---- pairs within conditions ----------------------------------------------------------------------------------------
 
 
