@@ -6,7 +6,6 @@ populations in one block). Printed are seconds of the fit, of the misfit, and of
 resident memory; size of the saved state; and for ``dense`` the largest differences from ``blocks``, relative to the
 largest value.
 """
-# ruff: noqa: T201
 
 from __future__ import annotations
 
@@ -100,7 +99,9 @@ def one(n: int, n_genes: int, n_contexts: int, n_features: int, form: str) -> No
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     line = f"{n:6} x {n_contexts:2} contexts, {n_genes:5} genes, {n_features or 'unit':>4} features, {form:6}: "
     line += ", ".join(f"{name} {value:.3g}" for name, value in seconds.items())
-    line += f", data {(data.effect.nbytes + data.variance.nbytes) / 1e6:.0f} MB, before {before:.0f} MB, peak {peak:.0f} MB"
+    line += (
+        f", data {(data.effect.nbytes + data.variance.nbytes) / 1e6:.0f} MB, before {before:.0f} MB, peak {peak:.0f} MB"
+    )
     if form == "dense":
         other, _ = measured(*simulate(n, n_genes, n_contexts, n_features, MeanEffects))
         apart = [np.abs(a - b).max() / max(np.abs(b).max(), 1e-30) for a, b in zip(other, found, strict=True)]

@@ -5,7 +5,6 @@ and contexts to an ``.h5ad``, in pieces, and trains both stages on it in a proce
 each part, the share outside the networks, peak resident memory above that with the data loaded, size of the saved
 model, and one prediction with its effects. Epochs are the defaults unless given.
 """
-# ruff: noqa: T201
 
 from __future__ import annotations
 
@@ -41,7 +40,9 @@ def write_screen(path: Path, n: int, n_cells: int, n_genes: int, n_contexts: int
     base = rng.gamma(0.3, 1.0, n_genes)
     contexts = base * np.exp(0.4 * rng.normal(size=(n_contexts, n_genes)))
     names = ["control", *(f"P{k}" for k in range(n))]
-    effects = sparse.random(n, n_genes, 0.05, random_state=rng, data_rvs=lambda size: rng.normal(size=size), format="csr")
+    effects = sparse.random(
+        n, n_genes, 0.05, random_state=rng, data_rvs=lambda size: rng.normal(size=size), format="csr"
+    )
     n_control = max(50, int(CONTROLS * n * n_cells))
     parts, perturbation, cell_type = [], [], []
     for context, profile in enumerate(contexts):
@@ -96,7 +97,7 @@ def train(path: Path, vae: int | None, flow: int | None) -> None:
     outside = seconds["train"] - fitting
     print(
         f"  stages {fitting:.1f} s with epochs {steps}, outside the networks {outside:.1f} s "
-        f"({outside / seconds['train']:.0%} of training), peak {peak() - loaded:.0f} MB above {loaded:.0f} with the data"
+        f"({outside / seconds['train']:.0%}), peak {peak() - loaded:.0f} MB above {loaded:.0f} with the data"
     )
     cells = adata[(adata.obs["perturbation"] == "control").to_numpy()][:64].copy()
     lap("predict", lambda: model.predict_perturbation(cells, perturbation=["P1"]))

@@ -92,9 +92,7 @@ class Populations:
                 over_cells[i] = shrunken
         condition, label = (np.array([group[k] for group in found], dtype=int) for k in range(2))
         n_cells = np.array([len(cells) for *_, cells in found], dtype=int)
-        every = cls(
-            control, controls.level, controls.spread, mean, spread, effect, variance, n_cells, label, condition
-        )
+        every = cls(control, controls.level, controls.spread, mean, spread, effect, variance, n_cells, label, condition)
         if over_cells is None or not found:
             return every
         samples = {code: _by_sample(cache.cells, own[code], controls.shrunken[code]) for code in set(label.tolist())}
@@ -139,8 +137,8 @@ class Populations:
             weighted = (weights[:, None] * p).T
         else:
             weighted = sparse.csr_matrix(p.multiply(weights[:, None]).T)
-            solve = splu(sparse.csc_matrix(weighted @ p + _RIDGE * sparse.identity(p.shape[1]))).solve
-        out = np.empty((p.shape[1], self.effect.shape[1]), dtype=np.float32)
+            solve = splu(sparse.csc_matrix(weighted @ p + _RIDGE * sparse.identity(members.n_features))).solve
+        out = np.empty((members.n_features, self.effect.shape[1]), dtype=np.float32)
         for start in range(0, out.shape[1], _SOME_GENES):
             genes = slice(start, start + _SOME_GENES)
             change = self.spread1[:, genes] - self.spread0[:, genes][self.label]

@@ -112,8 +112,11 @@ def _parts(values: np.ndarray) -> list[np.ndarray]:
 
 def _weighted_sum(weights: np.ndarray, values: np.ndarray, *, squared: bool = False) -> np.ndarray:
     """Weighted sum of the rows, or of their squares, shape (n_genes,), float64."""
-    parts = zip(_parts(values), np.array_split(weights, max(1, values.size // BLOCK)), strict=True)
-    return sum(w @ (part.astype(np.float64) ** 2 if squared else part.astype(np.float64)) for part, w in parts)
+    out = np.zeros(values.shape[1])
+    for some in np.array_split(np.arange(len(values)), max(1, values.size // BLOCK)):
+        part = values[some].astype(np.float64)
+        out += weights[some] @ (part**2 if squared else part)
+    return out
 
 
 @dataclass

@@ -95,8 +95,10 @@ def effect_error(gp: EffectGP, data: MeanEffects, queries: Conditions, misfit: M
     .. math:: \operatorname{cov}(w - \hat w) = \underbrace{K'_{**} - A^\top K'_* - K_*'^\top A + A^\top K' A}_{process}
               + \underbrace{\max(s_3, 1)\, A^\top V A}_{noise}
 
-    :math:`A^\top K A` is worked out as :math:`A^\top (K_* - s_3 V A)`, and only the populations that share features with
-    the conditions, directly or by way of others, take part. (Rasmussen and Williams, 2006, section 2.6: linear smoothers; with :math:`s_3 \ge 1` and without misfit the sum is
+    :math:`A^\top K A` is worked out as :math:`A^\top (K_* - s_3 V A)`, and only the populations that share features
+    with the conditions, directly or by way of others, take part.
+
+    (Rasmussen and Williams, 2006, section 2.6: linear smoothers; with :math:`s_3 \ge 1` and without misfit the sum is
     the posterior covariance of their eq. 2.24.)
 
     Parameters

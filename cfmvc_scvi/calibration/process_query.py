@@ -90,14 +90,9 @@ class QuerySolver:
         vectors = queries.members.reshape(k * most, n_features)
         cross = data.members.products(vectors).reshape(n, data.members.index.shape[1], k, most).transpose(0, 2, 1, 3)
         own = np.einsum("iaf,jbf->ijab", *[queries.members.astype(np.float64)] * 2, optimize=True)
-        distance = gp.state["distance"]
-        self._cross, self._own = (
-            [torch.from_numpy(values) for values in (part.sum(axis=(2, 3)), pair_overlap(part), between)]
-            for part, between in (
-                (cross, distance[np.ix_(data.context, queries.context)]),
-                (own, distance[np.ix_(queries.context, queries.context)]),
-            )
-        )
+        distance, asked = gp.state["distance"], queries.context
+        self._cross = _inner(cross, distance[np.ix_(data.context, asked)])
+        self._own = _inner(own, distance[np.ix_(asked, asked)])
         small = n <= DENSE or not WeightSpace.serves(data.members, data.context, self._rows[0])
         self.space = None if small else WeightSpace.of(data.members, data.context)
         self._geometry = gp.geometry(data, self._rows) if small else None
@@ -115,7 +110,7 @@ class QuerySolver:
         return torch.from_numpy(means), torch.from_numpy(residual)
 
     def solve(self, theta: Tensor, genes: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Kernel of the conditions (n_genes, k, k), with the populations (n_genes, n, k), and weights, of that shape."""
+        """Kernel of the conditions (n_genes, k, k), and with the populations (n_genes, n, k); weights, that shape."""
         gp, data = self._gp, self._data
         x, amplitude = gp.state["x"][:, genes].T, torch.from_numpy(gp.state["amplitude"][genes])
         known, asked = (torch.from_numpy(x[:, context]) for context in (data.context, self._queries.context))
@@ -131,3 +126,9 @@ class QuerySolver:
             features = self.space.features(gp.hyper, gp.state["distance"], float(amplitude[i]), x[i])
             weights[i] = solve_weight_space(features, noise[i], shared[i])
         return own, shared, weights
+
+
+def _inner(products: np.ndarray, distance: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    """Overlap, overlap of the pairs, and distance, from products of members (n, m, n_members, n_members')."""
+    overlap, pairs = products.sum(axis=(2, 3)), pair_overlap(products)
+    return torch.from_numpy(overlap), torch.from_numpy(pairs), torch.from_numpy(distance)

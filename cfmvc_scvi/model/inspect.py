@@ -83,7 +83,9 @@ class InspectionMixin(RequestMixin, SupportMixin):
         codes = torch.tensor([self.cell_types.index(name) for name in types], device=device)
         with torch.inference_mode():
             parts = [
-                self.module.coefficients(vectors.rows(some).repeat_interleave(len(types), dim=0), codes.repeat(len(some)))
+                self.module.coefficients(
+                    vectors.rows(some).repeat_interleave(len(types), dim=0), codes.repeat(len(some))
+                )
                 for some in torch.arange(len(labels), device=device).split(_SOME_LABELS)
             ]
         alpha = torch.cat(parts).cpu().numpy()

@@ -236,7 +236,8 @@ class TrainingMixin(ModelBase):
             plan,
             data,
             stage="flow",
-            max_epochs=max_epochs or _epochs(flow_steps(len(self.vocabulary.names)), len(self._split.train), batch_size),
+            max_epochs=max_epochs
+            or _epochs(flow_steps(len(self.vocabulary.names)), len(self._split.train), batch_size),
             accelerator=accelerator,
             devices=devices,
             checkpoints=checkpoints,

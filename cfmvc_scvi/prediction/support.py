@@ -76,5 +76,7 @@ class SupportMixin(ModelBase):
 
     def _support_distance(self, condition: Condition) -> float:
         """Distance of a condition's vector to the nearest of training, control among them."""
-        members = self.vocabulary.members([Condition("", *key) for key in {key for key, _ in self._conditions_of_training}])
+        members = self.vocabulary.members(
+            [Condition("", *key) for key in {key for key, _ in self._conditions_of_training}]
+        )
         return members.distance(self.vocabulary.encode([condition])[0])

@@ -179,9 +179,7 @@ def _touching(table: np.ndarray) -> np.ndarray:
         return np.zeros(len(table), dtype=np.int64)
     vector, feature = np.nonzero(there)
     size = len(table) + table.shape[1]
-    links = sparse.coo_matrix(
-        (np.ones(len(vector), dtype=np.int8), (vector, len(table) + feature)), shape=(size, size)
-    )
+    links = sparse.coo_matrix((np.ones(len(vector), dtype=np.int8), (vector, len(table) + feature)), shape=(size, size))
     _, found = connected_components(links, directed=False)
     return np.where(there.any(axis=1), found[: len(table)], -1)
 

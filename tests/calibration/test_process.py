@@ -159,7 +159,9 @@ def test_interpolates_what_was_measured_without_noise():
     gp = EffectGP(profiles()).fit(data)
     assert len(data.effect) > 3 and np.abs(data.effect).mean() > 0.1
     for row in range(len(data.effect)):
-        np.testing.assert_allclose(gp.predict(data.members.dense()[row], data.context[row]), data.effect[row], atol=0.02)
+        np.testing.assert_allclose(
+            gp.predict(data.members.dense()[row], data.context[row]), data.effect[row], atol=0.02
+        )
 
 
 def test_beats_no_change_on_draws_of_its_own_prior():
@@ -201,7 +203,9 @@ def pairs_with_interactions(size: float, seed: int = 8, n: int = 5, noise: float
         if len(condition) == 2:
             truth[row] += np.einsum("a,abg,b->g", vectors[condition[0]], inter, vectors[condition[1]])
     effect = truth + noise * rng.normal(size=truth.shape)
-    data = MeanEffects(effect, np.full_like(effect, noise**2), Members.of_dense(members), np.zeros(len(conditions), dtype=int))
+    data = MeanEffects(
+        effect, np.full_like(effect, noise**2), Members.of_dense(members), np.zeros(len(conditions), dtype=int)
+    )
     return data, truth
 
 

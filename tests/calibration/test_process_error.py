@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from cfmvc_scvi.calibration.process import EffectGP, MeanEffects
 from cfmvc_scvi.calibration.covariance import JITTER, as_theta, covariance
+from cfmvc_scvi.calibration.process import EffectGP, MeanEffects
 from cfmvc_scvi.calibration.process_error import Misfit, effect_error, find_misfit, left_out_weights, sharing
 from cfmvc_scvi.calibration.process_query import Conditions
 from cfmvc_scvi.registration.members import Members
@@ -74,7 +74,9 @@ def test_error_is_that_of_effects_drawn_from_the_process(gp, populations, noise,
     rng = np.random.default_rng(2)
     queries = asked([[0.0, 1.0], [1.0, 0.0]], [3, 0])
     members = np.concatenate([populations.members.dense(), queries.members])
-    every = MeanEffects(np.zeros((9, 12)), np.ones((9, 12)), Members.of_dense(members), np.r_[populations.context, 3, 0])
+    every = MeanEffects(
+        np.zeros((9, 12)), np.ones((9, 12)), Members.of_dense(members), np.r_[populations.context, 3, 0]
+    )
     kernel, *_ = kernel_of(gp, every)
     gene = 4
     parts = sharing(*(v[None] for v in (every.members.kinds(), every.context, np.zeros(9, bool), np.ones(9))))

@@ -153,7 +153,9 @@ def test_shares_are_equal_in_large_populations_and_small_in_tiny_ones():
 def test_the_noise_of_samples_makes_intervals_of_student():
     """One population alone: the posterior has the population's degrees of freedom where noise is all there is."""
     effect, variance = np.array([[2.0, 2.0]]), np.array([[0.7, 0.7]])
-    data = MeanEffects(effect, variance, Members.of_dense(np.ones((1, 1, 1))), np.zeros(1, dtype=int), np.array([[4.0, np.inf]]))
+    data = MeanEffects(
+        effect, variance, Members.of_dense(np.ones((1, 1, 1))), np.zeros(1, dtype=int), np.array([[4.0, np.inf]])
+    )
     gp = EffectGP(np.ones((1, 2))).fit(data)
     error = effect_error(gp, data, Conditions(np.ones((1, 1, 1)), np.zeros(1, dtype=int)))
     total, freedom = error.averaged(np.ones(1))

@@ -17,7 +17,7 @@ N_GENES, N_CONTEXTS = 5, 3
 
 
 def screen(n: int, n_features: int, *, most: int = 1) -> tuple[np.ndarray, MeanEffects]:
-    """Profiles and effects of perturbations with dense vectors, every fourth a combination where ``most`` is above 1."""
+    """Profiles and effects of perturbations with dense vectors, some of them combinations where ``most`` is above 1."""
     rng = np.random.default_rng(0)
     table = (rng.normal(size=(n // 2, n_features)) / n_features**0.5).astype(np.float32)
     index = rng.integers(0, len(table), size=(n, most))

@@ -282,6 +282,7 @@ def test_many_perturbations_take_no_square_of_their_number():
     tracemalloc.stop()
     assert peak < 60e6 and words.n_features == 20_000
     assert members.index.shape == (20_002, 2) and members.index[1].tolist() == [3, 19_999]
-    np.testing.assert_array_equal(members.take(np.array([0, 1, 5])).dense(), words.encode_members(
-        [words.parse(label) for label in ("control", "P3+P19999", "P3")]
-    ))
+    np.testing.assert_array_equal(
+        members.take(np.array([0, 1, 5])).dense(),
+        words.encode_members([words.parse(label) for label in ("control", "P3+P19999", "P3")]),
+    )
