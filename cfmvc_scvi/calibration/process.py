@@ -211,8 +211,13 @@ class EffectGP:
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> EffectGP:
         """Counterpart of :meth:`to_dict`."""
-        members = None if saved["members"] is None else Members.from_saved(saved["members"])
-        return cls(**{**saved, "members": members})
+        state = dict(saved["state"])
+        if "members" in state:  # vectors laid out, and weights by gene
+            members = Members.from_saved(state.pop("members"))
+            state = {name: value for name, value in state.items() if name != "p"} | {"weights": state["weights"].T}
+        else:
+            members = None if saved["members"] is None else Members.from_saved(saved["members"])
+        return cls(saved["profiles"], saved["hyper"], state, members)
 
     def geometry(self, data: MeanEffects, blocks: np.ndarray) -> Geometry:
         """What the covariances of all genes in blocks of populations, rows (n_blocks, size), have in common."""

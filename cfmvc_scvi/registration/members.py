@@ -61,9 +61,9 @@ class Members:
         return {"index": self.index, "weight": self.weight, "table": self.table, "n_features": self.n_features}
 
     @classmethod
-    def from_saved(cls, saved: Mapping[str, Any]) -> Members:
-        """Counterpart of :meth:`to_saved`."""
-        return cls(**saved)
+    def from_saved(cls, saved: Mapping[str, Any] | np.ndarray) -> Members:
+        """Counterpart of :meth:`to_saved`; reads vectors laid out too."""
+        return cls.of_dense(saved) if isinstance(saved, np.ndarray) else cls(**saved)
 
     # ---- vectors ----------------------------------------------------------------------------------------------
 

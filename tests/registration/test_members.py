@@ -70,8 +70,8 @@ def test_compact_keeps_the_vectors_in_use():
     assert small.table is not None and len(small.table) == 2
     np.testing.assert_array_equal(small.dense(), members.dense())
     assert CONDITIONS.compact() is CONDITIONS
-    again = Members.from_saved(small.to_saved())
-    np.testing.assert_array_equal(again.dense(), members.dense())
+    for saved in (small.to_saved(), members.dense()):
+        np.testing.assert_array_equal(Members.from_saved(saved).dense(), members.dense())
 
 
 def test_rows_are_numbered_by_their_values():
