@@ -221,10 +221,10 @@ class EffectGP:
 
     def geometry(self, data: MeanEffects, blocks: np.ndarray) -> Geometry:
         """What the covariances of all genes in blocks of populations, rows (n_blocks, size), have in common."""
-        products, context = data.members.block_products(blocks), data.context[blocks]
+        (overlap, pairs), context = data.members.block_overlaps(blocks), data.context[blocks]
         return Geometry(
-            overlap=torch.from_numpy(products.sum(axis=(-2, -1))),
-            pairs=torch.from_numpy(pair_overlap(products)),
+            overlap=torch.from_numpy(overlap),
+            pairs=torch.from_numpy(pairs),
             distance=torch.from_numpy(self.state["distance"][context[:, :, None], context[:, None, :]]),
             length=torch.from_numpy(data.members.take(blocks.ravel()).length().reshape(blocks.shape)),
         )

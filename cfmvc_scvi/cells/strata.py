@@ -28,7 +28,10 @@ def strata(context: FlowContext) -> np.ndarray:
 
 def imbalance(code: np.ndarray, control: np.ndarray) -> float:
     """Total variation distance between the spreads of two groups of cells over strata: 0 alike, 1 apart."""
-    levels, of_row = np.unique(np.r_[code, control], return_inverse=True)
+    both = np.r_[code, control]
+    if both.min() == both.max():
+        return 0.0
+    levels, of_row = np.unique(both, return_inverse=True)
     first = np.bincount(of_row[: len(code)], minlength=len(levels)) / len(code)
     second = np.bincount(of_row[len(code) :], minlength=len(levels)) / len(control)
     return float(np.abs(first - second).sum() / 2)

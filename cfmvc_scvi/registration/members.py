@@ -126,8 +126,8 @@ class Members:
         along = vectors.T if self.table is None else self.table @ vectors.T
         return self.weight[..., None] * along[np.maximum(self.index, 0)]
 
-    def block_products(self, rows: np.ndarray) -> np.ndarray:
-        """Inner products of the members within blocks of conditions.
+    def block_overlaps(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inner products within blocks of conditions: of the sums over members, and of the pairs of members.
 
         Parameters
         ----------
@@ -136,14 +136,35 @@ class Members:
 
         Returns
         -------
-        Array (n_blocks, size, size, most members, most members), float64.
+        Two arrays (n_blocks, size, size), float64; the second is that of :func:`pair_overlap`, one pair of members at
+        a time.
         """
-        index, weight = self.index[rows], self.weight[rows].astype(np.float64)
+        members = range(self.index.shape[1])
+        shape = (*rows.shape, rows.shape[1])
+        total, pairs = np.zeros(shape), np.zeros(shape)
+        if len(members) == 1:
+            return self._block_products(rows, 0, 0), pairs
+        by_second = [np.zeros(shape) for _ in members]
+        for k in members:
+            by_first = np.zeros(shape)
+            for m in members:
+                product = self._block_products(rows, k, m)
+                by_first += product
+                by_second[m] += product
+                pairs += product**2
+            total += by_first
+            pairs -= by_first**2
+        for summed in by_second:
+            pairs -= summed**2
+        return total, 0.25 * (pairs + total**2)
+
+    def _block_products(self, rows: np.ndarray, k: int, m: int) -> np.ndarray:
+        """Inner products of the k-th members with the m-th, shape (n_blocks, size, size)."""
+        first, second = ((self.index[:, n][rows], self.weight[:, n][rows].astype(np.float64)) for n in (k, m))
         if self.table is None:
-            same = index[:, :, None, :, None] == index[:, None, :, None, :]
-            return same * weight[:, :, None, :, None] * weight[:, None, :, None, :]
-        vectors = weight[..., None] * self.table[np.maximum(index, 0)]
-        return np.einsum("biaf,bjcf->bijac", vectors, vectors, optimize=True)
+            return (first[0][:, :, None] == second[0][:, None, :]) * (first[1][:, :, None] * second[1][:, None, :])
+        one, other = (weight[..., None] * self.table[np.maximum(index, 0)] for index, weight in (first, second))
+        return one @ other.transpose(0, 2, 1)
 
     def components(self) -> np.ndarray:
         """A number for each group of conditions that share features, directly or by way of others; shape (n,)."""
