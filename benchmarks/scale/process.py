@@ -18,6 +18,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from cfmvc_scvi.calibration import process, process_query
 from cfmvc_scvi.calibration.process import EffectGP, MeanEffects
 from cfmvc_scvi.calibration.process_error import effect_error, find_misfit
 from cfmvc_scvi.calibration.process_query import Conditions
@@ -93,6 +94,9 @@ def measured(profiles: np.ndarray, data: MeanEffects) -> tuple[list[np.ndarray],
 def one(n: int, n_genes: int, n_contexts: int, n_features: int, form: str) -> None:
     """Run one size and print a line."""
     torch.set_num_threads(1)
+    limit = process.DENSE
+    if form == "dense":
+        process.DENSE = process_query.DENSE = n * n_contexts
     profiles, data = simulate(n, n_genes, n_contexts, n_features, MeanEffects if form == "blocks" else Dense)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     found, seconds = measured(profiles, data)
@@ -103,6 +107,7 @@ def one(n: int, n_genes: int, n_contexts: int, n_features: int, form: str) -> No
         f", data {(data.effect.nbytes + data.variance.nbytes) / 1e6:.0f} MB, before {before:.0f} MB, peak {peak:.0f} MB"
     )
     if form == "dense":
+        process.DENSE = process_query.DENSE = limit
         other, _ = measured(*simulate(n, n_genes, n_contexts, n_features, MeanEffects))
         apart = [np.abs(a - b).max() / max(np.abs(b).max(), 1e-30) for a, b in zip(other, found, strict=True)]
         line += ", relative difference " + " ".join(f"{value:.1e}" for value in apart)

@@ -275,7 +275,7 @@ class EffectGP:
                 for rows in blocks:
                     weights[rows] = self._solve_weight_space(data.take(rows))
                 continue
-            for some, slices in pieces(blocks, n_genes, BLOCK):
+            for some, slices in pieces(blocks, n_genes, BLOCK // 4):
                 geometry = self.geometry(data, some)
                 for genes in slices:
                     matrix, residual = covariance(theta, *self.terms(data, geometry, genes, some))

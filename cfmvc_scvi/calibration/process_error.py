@@ -14,6 +14,9 @@ from cfmvc_scvi.calibration.covariance import JITTER, as_theta, covariance
 from cfmvc_scvi.calibration.process import BLOCK, SAMPLE, EffectGP, MeanEffects
 from cfmvc_scvi.calibration.process_query import Conditions, QuerySolver, related
 
+#: Genes that the misfit is found from where populations are sampled.
+_SOME_GENES = 300
+
 
 @dataclass(frozen=True)
 class Misfit:
@@ -154,19 +157,23 @@ def find_misfit(gp: EffectGP, data: MeanEffects) -> Misfit:
     for each group B left out (Rasmussen and Williams, 2006, section 5.4.2, for single populations), so their expected
     squares are linear in the :math:`\kappa`. These are found by non-negative least squares over all populations and
     genes, weighted by the inverse variance of a squared residual without misfit. Of more than 300 populations a random
-    sample serves, as in the fit of the hyperparameters.
+    sample serves, as in the fit of the hyperparameters, and 300 genes.
     """
     amplitudes = torch.from_numpy(amplitude_pair(data))
+    chosen = np.arange(data.effect.shape[1])
+    if len(data.effect) > SAMPLE:
+        chosen = np.sort(np.random.default_rng(0).permutation(chosen)[:_SOME_GENES])
     data = data.take(sample_components(data.component, SAMPLE))
     kind, combined, length = data.members.kinds(), data.members.combined(), data.members.length()
     theta, normal, target = as_theta(gp.hyper), np.zeros((6, 6)), np.zeros(6)
     for size in blocks_by_size(data.component):
-        for rows, slices in pieces(size, data.effect.shape[1], BLOCK // 4):
+        for rows, slices in pieces(size, len(chosen), BLOCK // 4):
             geometry = gp.geometry(data, rows)
             parts = sharing(kind[rows], data.context[rows], combined[rows], length[rows])
             alike = torch.from_numpy(kind[rows][:, :, None] == kind[rows][:, None, :])
             groupings = [torch.eye(rows.shape[1], dtype=torch.bool).expand_as(alike), alike]
-            for genes in slices:
+            for here in slices:
+                genes = chosen[here]
                 terms = gp.terms(data, geometry, genes, rows)
                 matrix, residual = covariance(theta, *terms)
                 precision = torch.linalg.inv(matrix)
