@@ -40,8 +40,7 @@ from cfmvc_scvi.train.state import Stage
 _INIT_CELLS, _INIT_BYTES = 20_000, 256 * 2**20
 #: Cells that are encoded at a time for stage 2.
 _ENCODE_CELLS = 1024
-#: Optimiser steps of each stage when the number of epochs is not given; the flow takes more for every perturbation, up
-#: to a cap that 965 perturbations reach.
+#: Optimiser steps of each stage when the number of epochs is not given; see :func:`flow_steps`.
 _VAE_STEPS, _FLOW_STEPS, _FLOW_STEPS_EACH, _MOST_FLOW_STEPS = 900, 700, 20, 20_000
 
 
