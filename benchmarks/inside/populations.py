@@ -12,7 +12,8 @@ from anndata import AnnData
 from cfmvc_scvi import CFMVC, data
 from cfmvc_scvi.calibration.populations import Populations
 from cfmvc_scvi.calibration.process import EffectGP, MeanEffects
-from cfmvc_scvi.calibration.process_error import Conditions, Misfit, effect_error, find_misfit
+from cfmvc_scvi.calibration.process_error import Misfit, effect_error, find_misfit
+from cfmvc_scvi.calibration.process_query import Conditions
 from cfmvc_scvi.cells.latents import LatentCache
 from cfmvc_scvi.model.effects import effect_table
 
@@ -49,7 +50,7 @@ def process_effects(model: CFMVC, asked: Sequence[tuple[str, str]], fdr: float =
     cells = model._reader.read(model.adata)
     rows = np.arange(model.adata.n_obs)
     populations = Populations.of(LatentCache(cells, None, found.code, found.conditions), rows, len(model.cell_types))
-    members = model.vocabulary.encode_members(found.conditions)[populations.condition]
+    members = model.vocabulary.members(found.conditions).take(populations.condition)
     effects = populations.observed(members)
     gp = EffectGP(populations.mean0).fit(effects)
     by_label = {c.label: c for c in found.conditions}

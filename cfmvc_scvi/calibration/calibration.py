@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,7 +23,8 @@ from cfmvc_scvi.calibration.estimate import EffectEstimator, EffectQuery, get_es
 from cfmvc_scvi.calibration.moments import highest_lognorm
 from cfmvc_scvi.calibration.populations import Populations
 from cfmvc_scvi.calibration.process import EffectGP, MeanEffects
-from cfmvc_scvi.calibration.process_error import Conditions, EffectError, Misfit, effect_error
+from cfmvc_scvi.calibration.process_error import EffectError, Misfit, effect_error
+from cfmvc_scvi.calibration.process_query import Conditions
 from cfmvc_scvi.calibration.reference import ReferenceCells, StoredReference
 from cfmvc_scvi.cells.latents import LatentCache
 from cfmvc_scvi.flow import Solver
@@ -56,12 +57,12 @@ class ObservedEffects:
 
     def to_saved(self) -> dict[str, Any]:
         """Plain containers that :meth:`from_saved` reads back."""
-        return {"effects": asdict(self.effects), "n_control": self.n_control, "kappa": self.misfit.kappa}
+        return {"effects": self.effects.to_saved(), "n_control": self.n_control, "kappa": self.misfit.kappa}
 
     @classmethod
     def from_saved(cls, saved: Mapping[str, Any]) -> ObservedEffects:
         """Counterpart of :meth:`to_saved`."""
-        return cls(MeanEffects(**saved["effects"]), saved["n_control"], Misfit(saved["kappa"]))
+        return cls(MeanEffects.from_saved(saved["effects"]), saved["n_control"], Misfit(saved["kappa"]))
 
 
 @dataclass(frozen=True)
@@ -172,11 +173,11 @@ class Calibration:
         seed
             Of the choice of control cells.
         """
-        members = vocabulary.encode_members(cache.conditions)[populations.condition]
+        members = vocabulary.members(cache.conditions).take(populations.condition)
         effects = populations.observed(members)
         chosen = None if estimator is None else get_estimator(estimator).fit(effects, populations.mean0)
         rng = np.random.default_rng(seed)
-        spread_effect = populations.spread_effect(members.sum(axis=1))
+        spread_effect = populations.spread_effect(members)
         state = CalibrationState(
             profiles=populations.mean0.astype(np.float32),
             variance=populations.spread0.astype(np.float32),

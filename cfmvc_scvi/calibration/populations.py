@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
+from scipy import sparse
+from scipy.sparse.linalg import splu
 
 from cfmvc_scvi.calibration.moments import lognorm_moments
 from cfmvc_scvi.calibration.process import MeanEffects
 from cfmvc_scvi.calibration.samples import Between, SampledPopulation, Values, between_samples, sampled_effect
 from cfmvc_scvi.calibration.sampling_variance import moved_variance, shrink_variance, variance_trend
 from cfmvc_scvi.cells.latents import LatentCache
-from cfmvc_scvi.cells.strata import matched_strata, strata
+from cfmvc_scvi.cells.strata import matched_strata, rows_by_group, strata
 from cfmvc_scvi.cells.table import CellTable
+from cfmvc_scvi.registration.members import Members
 
 #: Variance of a mean that no number of cells takes away.
 _FLOOR = 1e-4
 #: Ridge on the change of variances with a perturbation, in roots of cells.
 _RIDGE = 3.0
+#: Genes whose changes of variance are laid out at a time.
+_SOME_GENES = 500
 
 
 @dataclass(frozen=True)
@@ -65,31 +71,33 @@ class Populations:
         shrunken towards that of the controls (:mod:`~cfmvc_scvi.calibration.sampling_variance`). With samples, effects
         are means over them and the variance is that between them (:mod:`~cfmvc_scvi.calibration.samples`).
         """
-        labels, condition = cache.cells.context.labels.numpy()[rows], cache.condition[rows]
-        everyone = rows[condition == 0]
-        own = [rows[(condition == 0) & (labels == label)] for label in range(n_labels)]
+        labels = cache.cells.context.labels.numpy()
+        groups = rows_by_group(cache.condition, labels, rows)
+        none = rows[:0]
+        everyone = rows[cache.condition[rows] == 0]
+        own = [groups.get((0, label), none) for label in range(n_labels)]
         control = [cells if len(cells) else everyone for cells in own]
         controls = MatchedControls(cache.cells, own, control)
-        found, members, over_cells = [], [], []
-        for code, label in sorted(set(zip(condition.tolist(), labels.tolist(), strict=True))):
-            if code == 0 or not len(own[label]):
-                continue
-            cells = rows[(condition == code) & (labels == label)]
+        found = [(*key, cells) for key, cells in groups.items() if key[0] and len(own[key[1]])]
+        shape = len(found), cache.cells.counts.shape[1]
+        mean, spread, effect, variance = (np.empty(shape, dtype=np.float32) for _ in range(4))
+        over_cells = None if cache.cells.sample is None else np.empty(shape, dtype=np.float32)
+        for i, (_, label, cells) in enumerate(found):
             here = Moments.of(cache.cells, cells)
-            over_cells.append(here.shrunken(controls.prior(label, here)))
+            shrunken = here.shrunken(controls.prior(label, here))
             mean0, variance0 = controls.mean(cells, label)
-            variance = over_cells[-1] / here.n + variance0 + _FLOOR
-            found.append((here.mean, here.spread, here.mean - mean0, variance, here.n, label, code))
-            members.append(cells)
-        n_genes = cache.cells.counts.shape[1]
-        empty = (np.zeros((0, n_genes)),) * 4 + (np.zeros(0), np.zeros(0, dtype=int), np.zeros(0, dtype=int))
-        columns = [np.stack(column) for column in zip(*found, strict=True)] if found else empty
-        every = cls(control, controls.level, controls.spread, *columns)
-        if cache.cells.sample is None or not found:
+            mean[i], spread[i], effect[i] = here.mean, here.spread, here.mean - mean0
+            variance[i] = shrunken / here.n + variance0 + _FLOOR
+            if over_cells is not None:
+                over_cells[i] = shrunken
+        condition, label = (np.array([group[k] for group in found], dtype=int) for k in range(2))
+        n_cells = np.array([len(cells) for *_, cells in found], dtype=int)
+        every = cls(control, controls.level, controls.spread, mean, spread, effect, variance, n_cells, label, condition)
+        if over_cells is None or not found:
             return every
-        samples = {label: _by_sample(cache.cells, own[label], controls.shrunken[label]) for label in set(every.label)}
-        perturbed = [_by_sample(cache.cells, *part) for part in zip(members, over_cells, strict=True)]
-        return every._over_samples(samples, perturbed)
+        samples = {code: _by_sample(cache.cells, own[code], controls.shrunken[code]) for code in set(label.tolist())}
+        parts = zip((cells for *_, cells in found), over_cells, strict=True)
+        return every._over_samples(samples, [_by_sample(cache.cells, *part) for part in parts])
 
     def _over_samples(self, control: dict[int, BySample], perturbed: list[BySample]) -> Populations:
         """The same populations with effects over samples; ``control`` by cell type, ``perturbed`` by population."""
@@ -107,24 +115,35 @@ class Populations:
         freedom = freedom if np.isfinite(freedom).any() else None
         return replace(self, effect=effect, variance=variance + _FLOOR, freedom=freedom)
 
-    def observed(self, members: np.ndarray) -> MeanEffects:
-        """The populations as the process reads them; ``members`` are vectors (n, most members, n_features)."""
+    def observed(self, members: Members) -> MeanEffects:
+        """The populations as the process reads them, with the perturbations of each."""
         return MeanEffects(self.effect, self.variance, members, self.label, self.freedom)
 
-    def spread_effect(self, p: np.ndarray) -> np.ndarray:
+    def spread_effect(self, members: Members) -> np.ndarray:
         """Change of every gene's variance per unit of the perturbation vector, (n_features, n_genes), by ridge.
 
         Populations weigh as the root of their cells less one: the spread of a single cell says nothing.
 
         Parameters
         ----------
-        p
-            Perturbation vector of every population, shape (n, n_features).
+        members
+            Perturbations of every population.
         """
-        weights = np.sqrt(self.n_cells - 1)[:, None]
-        change = self.spread1 - self.spread0[self.label]
-        gram = p.T @ (weights * p) + _RIDGE * np.eye(p.shape[1])
-        return np.linalg.solve(gram, p.T @ (weights * change)).astype(np.float32)
+        p = members.sums()
+        weights = np.sqrt(self.n_cells - 1)
+        if isinstance(p, np.ndarray):
+            gram = p.T @ (weights[:, None] * p) + _RIDGE * np.eye(p.shape[1])
+            solve = partial(np.linalg.solve, gram)
+            weighted = (weights[:, None] * p).T
+        else:
+            weighted = sparse.csr_matrix(p.multiply(weights[:, None]).T)
+            solve = splu(sparse.csc_matrix(weighted @ p + _RIDGE * sparse.identity(members.n_features))).solve
+        out = np.empty((members.n_features, self.effect.shape[1]), dtype=np.float32)
+        for start in range(0, out.shape[1], _SOME_GENES):
+            genes = slice(start, start + _SOME_GENES)
+            change = self.spread1[:, genes] - self.spread0[:, genes][self.label]
+            out[:, genes] = solve(weighted @ change)
+        return out
 
 
 #: Mean of every gene in each sample, and its variance from cells.

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy.optimize import nnls
 from torch import Tensor
 
-from cfmvc_scvi.calibration.process import _BLOCK, _START, EffectGP, MeanEffects, _covariance
+from cfmvc_scvi.calibration.blocks import blocks_by_size, gene_slices, pieces, sample_components
+from cfmvc_scvi.calibration.covariance import JITTER, as_theta, covariance
+from cfmvc_scvi.calibration.process import BLOCK, SAMPLE, EffectGP, MeanEffects
+from cfmvc_scvi.calibration.process_query import Conditions, QuerySolver, related
+
+#: Genes that the misfit is found from where populations are sampled.
+_SOME_GENES = 300
 
 
 @dataclass(frozen=True)
@@ -37,62 +42,9 @@ class Misfit:
         """The kernel holds everything."""
         return cls(np.zeros((3, 2)))
 
-    def kernel(self, data: MeanEffects, conditions: Conditions, genes: slice = slice(None)) -> Tensor:
-        """What is to be added to the kernel of some genes, shape (n_genes, n, n)."""
-        size = torch.from_numpy(self.kappa) @ _amplitudes(data)[:, genes]
-        return torch.einsum("ig,inm->gnm", size, conditions.sharing())
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """Perturbations in contexts.
-
-    Attributes
-    ----------
-    members
-        Weighted vectors of the perturbations given together, shape (n, most members, n_features); rows of zeros where
-        there are fewer.
-    context
-        Index of the context of each, shape (n,).
-    """
-
-    members: np.ndarray
-    context: np.ndarray
-
-    @classmethod
-    def of(cls, data: MeanEffects) -> Conditions:
-        """Conditions of populations."""
-        return cls(data.members, data.context)
-
-    def followed_by(self, other: Conditions) -> Conditions:
-        """These conditions, then the others."""
-        most = max(self.members.shape[1], other.members.shape[1])
-        members = [_padded(part.members, most) for part in (self, other)]
-        return Conditions(np.concatenate(members), np.concatenate([self.context, other.context]))
-
-    @property
-    def p(self) -> np.ndarray:
-        """Perturbation vectors, shape (n, n_features)."""
-        return self.members.sum(axis=1, dtype=np.float64)
-
-    @property
-    def combined(self) -> np.ndarray:
-        """Whether each is a combination of several perturbations, shape (n,)."""
-        return (self.members != 0).any(axis=2).sum(axis=1) > 1
-
-    @property
-    def perturbation(self) -> np.ndarray:
-        """A number for each different perturbation vector, shape (n,)."""
-        return np.unique(self.p, axis=0, return_inverse=True)[1].ravel()
-
-    def sharing(self) -> Tensor:
-        """Product of two conditions' lengths where they share what the parts of a misfit say, shape (3, n, n)."""
-        alike = self.perturbation[:, None] == self.perturbation[None, :]
-        length = np.linalg.norm(self.p, axis=1)
-        product = alike * np.outer(length, length)
-        same_context = self.context[:, None] == self.context[None, :]
-        both_combined = np.outer(self.combined, self.combined)
-        return torch.from_numpy(np.stack([product * same_context, product, product * both_combined])).double()
+    def sizes(self, data: MeanEffects) -> np.ndarray:
+        """What every indicator adds to the kernel, for vectors of length 1, shape (3, n_genes)."""
+        return self.kappa @ amplitude_pair(data)
 
 
 @dataclass(frozen=True)
@@ -146,6 +98,9 @@ def effect_error(gp: EffectGP, data: MeanEffects, queries: Conditions, misfit: M
     .. math:: \operatorname{cov}(w - \hat w) = \underbrace{K'_{**} - A^\top K'_* - K_*'^\top A + A^\top K' A}_{process}
               + \underbrace{\max(s_3, 1)\, A^\top V A}_{noise}
 
+    :math:`A^\top K A` is worked out as :math:`A^\top (K_* - s_3 V A)`, and only the populations that share features
+    with the conditions, directly or by way of others, take part.
+
     (Rasmussen and Williams, 2006, section 2.6: linear smoothers; with :math:`s_3 \ge 1` and without misfit the sum is
     the posterior covariance of their eq. 2.24.)
 
@@ -160,20 +115,29 @@ def effect_error(gp: EffectGP, data: MeanEffects, queries: Conditions, misfit: M
     misfit
         What the kernel lacks; ``None`` is nothing.
     """
-    n = len(data.effect)
-    every = Conditions.of(data).followed_by(queries)
-    misfit = Misfit.none() if misfit is None else misfit
+    sizes = torch.from_numpy((Misfit.none() if misfit is None else misfit).sizes(data))
+    near = related(data, queries)
+    solver, sharing = QuerySolver(gp, near, queries), shared_parts(near, queries)
+    n, k = len(near.effect), len(queries.context)
+    theta, own = as_theta(gp.hyper), torch.eye(k, dtype=torch.float64)
     means, processes, noises, roots = [], [], [], []
-    for genes, kernel, fitted, noise, residual in _blocks(gp, _with_blanks(data, every)):
-        weights = torch.linalg.solve(kernel[:, :n, :n] + torch.diag_embed(fitted[:, :n]), kernel[:, :n, n:])
-        means.append(-residual[:, n:] + (weights.mT @ residual[:, :n, None]).squeeze(-1))
-        kernel = kernel + misfit.kernel(data, every, genes)
-        mixed = weights.mT @ kernel[:, :n, n:]
-        processes.append(kernel[:, n:, n:] - mixed - mixed.mT + weights.mT @ kernel[:, :n, :n] @ weights)
-        noises.append(weights.mT @ (noise[:, :n, None] * weights))
-        if data.freedom is not None:
-            parts = noise[:, :n, None] * weights**2
-            root = torch.from_numpy(data.freedom[:, genes].T ** -0.5)[..., None]
+    for genes in gene_slices(data.effect.shape[1], (n + k) ** 2 if solver.space is None else (n + k) * k, BLOCK):
+        prior, shared, weights = solver.solve(theta, genes)
+        before, residual = solver.means(genes)
+        means.append(before + (weights.mT @ residual[..., None]).squeeze(-1))
+        noise = solver.variance(genes)[..., None]
+        inner = weights.mT @ (shared - (gp.hyper["noise"] * noise + JITTER) * weights)
+        mixed = weights.mT @ shared
+        process = prior - mixed - mixed.mT + inner
+        left = torch.cat([-weights, own.expand(len(weights), k, k)], dim=1)
+        for (group, length), size in zip(sharing, sizes[:, genes], strict=True):
+            summed = left.new_zeros(len(left), int(group.max()) + 1, k).index_add_(1, group, length[:, None] * left)
+            process = process + size[:, None, None] * (summed.mT @ summed)
+        processes.append(process)
+        noises.append(max(gp.hyper["noise"], 1.0) * (weights.mT @ (noise * weights)))
+        if near.freedom is not None:
+            parts = max(gp.hyper["noise"], 1.0) * noise * weights**2
+            root = torch.from_numpy(near.freedom[:, genes].T.astype(np.float64) ** -0.5)[..., None]
             roots.append((parts * root).sum(dim=1) / parts.sum(dim=1).clamp_min(1e-30))
     freedom = None
     if roots:
@@ -192,22 +156,38 @@ def find_misfit(gp: EffectGP, data: MeanEffects) -> Misfit:
 
     for each group B left out (Rasmussen and Williams, 2006, section 5.4.2, for single populations), so their expected
     squares are linear in the :math:`\kappa`. These are found by non-negative least squares over all populations and
-    genes, weighted by the inverse variance of a squared residual without misfit.
+    genes, weighted by the inverse variance of a squared residual without misfit. Of more than 300 populations a random
+    sample serves, as in the fit of the hyperparameters, and 300 genes.
     """
-    conditions = Conditions.of(data)
-    groupings = [np.arange(len(data.effect)), conditions.perturbation]
-    parts, amplitudes = conditions.sharing(), _amplitudes(data)
-    normal, target = np.zeros((6, 6)), np.zeros(6)
-    for genes, kernel, fitted, noise, residual in _blocks(gp, data):
-        precision = torch.linalg.inv(kernel + torch.diag_embed(fitted))
-        for group in groupings:
-            weights = _left_out_weights(precision, group)
-            expected = ((weights @ kernel) * weights).sum(dim=-1) + (weights**2 @ noise[..., None]).squeeze(-1)
-            excess = (weights @ residual[..., None]).squeeze(-1) ** 2 / expected - 1.0
-            share = torch.stack([((weights @ part) * weights).sum(dim=-1) / expected for part in parts])
-            design = torch.einsum("ign,jg->gnij", share, amplitudes[:, genes]).reshape(-1, 6).numpy()
-            normal += design.T @ design
-            target += design.T @ excess.reshape(-1).numpy()
+    amplitudes = torch.from_numpy(amplitude_pair(data))
+    chosen = np.arange(data.effect.shape[1])
+    if len(data.effect) > SAMPLE:
+        chosen = np.sort(np.random.default_rng(0).permutation(chosen)[:_SOME_GENES])
+    data = data.take(sample_components(data.component, SAMPLE))
+    kind, combined, length = data.members.kinds(), data.members.combined(), data.members.length()
+    theta, normal, target = as_theta(gp.hyper), np.zeros((6, 6)), np.zeros(6)
+    for size in blocks_by_size(data.component):
+        for rows, slices in pieces(size, len(chosen), BLOCK // 4):
+            geometry = gp.geometry(data, rows)
+            parts = sharing(kind[rows], data.context[rows], combined[rows], length[rows])
+            alike = torch.from_numpy(kind[rows][:, :, None] == kind[rows][:, None, :])
+            groupings = [torch.eye(rows.shape[1], dtype=torch.bool).expand_as(alike), alike]
+            for here in slices:
+                genes = chosen[here]
+                terms = gp.terms(data, geometry, genes, rows)
+                matrix, residual = covariance(theta, *terms)
+                precision = torch.linalg.inv(matrix)
+                kernel = matrix - torch.diag_embed(gp.hyper["noise"] * terms.variance + JITTER)
+                noise = max(gp.hyper["noise"], 1.0) * terms.variance
+                for alone in groupings:
+                    weights = left_out_weights(precision, alone)
+                    expected = ((weights @ kernel) * weights).sum(dim=-1)
+                    expected = expected + (weights**2 @ noise[..., None]).squeeze(-1)
+                    excess = (weights @ residual[..., None]).squeeze(-1) ** 2 / expected - 1.0
+                    share = torch.stack([((weights @ part) * weights).sum(dim=-1) / expected for part in parts])
+                    design = torch.einsum("igbm,jg->gbmij", share, amplitudes[:, genes]).reshape(-1, 6).numpy()
+                    normal += design.T @ design
+                    target += design.T @ excess.reshape(-1).numpy()
     scale = np.sqrt(np.diag(normal))
     used = scale > 0  # without combinations, for instance, their part has nothing to be found from
     kappa = np.zeros(6)
@@ -218,49 +198,49 @@ def find_misfit(gp: EffectGP, data: MeanEffects) -> Misfit:
     return Misfit(kappa.reshape(3, 2))
 
 
-def _left_out_weights(precision: Tensor, group: np.ndarray) -> Tensor:
-    """Weights (genes, n, n) of the residuals when the populations of each one's group are left out."""
-    weights = torch.empty_like(precision)
-    for g in np.unique(group):
-        rows = torch.from_numpy(np.flatnonzero(group == g))
-        weights[:, rows] = torch.linalg.solve(precision[:, rows[:, None], rows[None, :]], precision[:, rows])
-    return weights
+def left_out_weights(precision: Tensor, alike: Tensor) -> Tensor:
+    """Weights of the residuals when the populations of each one's group are left out.
+
+    Parameters
+    ----------
+    precision
+        Inverse covariances, shape (..., size, size).
+    alike
+        Whether two populations are of one group, broadcast to that shape.
+    """
+    return torch.linalg.solve(precision * alike, precision)  # groups do not mix in the first matrix
 
 
-def _amplitudes(data: MeanEffects) -> Tensor:
+def sharing(kind: np.ndarray, context: np.ndarray, combined: np.ndarray, length: np.ndarray) -> Tensor:
+    """Product of two conditions' lengths where they share what the parts of a misfit say.
+
+    Parameters
+    ----------
+    kind, context, combined, length
+        Of conditions in blocks, shape (n_blocks, size): a number for each different perturbation vector, the context,
+        whether several were given together, and the length of the vector.
+
+    Returns
+    -------
+    Tensor (3, n_blocks, size, size).
+    """
+    first, second = np.s_[:, :, None], np.s_[:, None, :]
+    product = (kind[first] == kind[second]) * (length[first] * length[second])
+    same_context = context[first] == context[second]
+    parts = [product * same_context, product, product * (combined[first] & combined[second])]
+    return torch.from_numpy(np.stack(parts)).double()
+
+
+def shared_parts(data: MeanEffects, queries: Conditions) -> list[tuple[Tensor, Tensor]]:
+    """The same as groups: for each part, the group of every population and condition, and its length in it."""
+    kind, in_context, length, combined = queries.after(data)
+    _, both = np.unique(np.stack([kind, in_context]), axis=1, return_inverse=True)
+    numbers = [torch.from_numpy(np.asarray(group, dtype=np.int64).ravel()) for group in (both, kind, kind)]
+    lengths = [torch.from_numpy(values) for values in (length, length, length * combined)]
+    return list(zip(numbers, lengths, strict=True))
+
+
+def amplitude_pair(data: MeanEffects) -> np.ndarray:
     """Mean squared effect less its sampling variance, not negative: every gene's own, and the mean; (2, n_genes)."""
-    own = np.maximum(data.shares() @ (data.effect**2 - data.variance), 0.0)
-    return torch.from_numpy(np.stack([own, np.full_like(own, own.mean())])).double()
-
-
-def _with_blanks(data: MeanEffects, every: Conditions) -> MeanEffects:
-    """The populations, followed by conditions that were not observed: no effect and no noise of their own."""
-    blank = np.zeros((len(every.context) - len(data.effect), data.effect.shape[1]))
-    return MeanEffects(
-        effect=np.concatenate([data.effect, blank]),
-        variance=np.concatenate([data.variance, blank]),
-        members=every.members,
-        context=every.context,
-    )
-
-
-def _padded(members: np.ndarray, most: int) -> np.ndarray:
-    """Members with rows of zeros up to so many."""
-    return np.pad(members, ((0, 0), (0, most - members.shape[1]), (0, 0)))
-
-
-def _blocks(gp: EffectGP, data: MeanEffects) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
-    """Some genes at a time: kernel (genes, n, n), noise as fitted and as known, residual from the mean (genes, n)."""
-    own = {"members": data.members.astype(np.float64), "p": Conditions.of(data).p, "context": data.context}
-    process = replace(gp, state=gp.state | own)
-    theta = torch.tensor([*np.log([gp.hyper[name] for name in _START]), gp.hyper["mean_slope"]]).double()
-    n_genes = data.effect.shape[1]
-    size = max(1, _BLOCK // len(data.effect) ** 2)
-    for start in range(0, n_genes, size):
-        genes = slice(start, min(start + size, n_genes))
-        terms = process._terms(data, np.arange(genes.start, genes.stop))
-        variance = terms[-1]
-        fitted = gp.hyper["noise"] * variance + 1e-6  # the constant keeps the covariance of the process invertible
-        covariance, residual = _covariance(theta, *terms)
-        kernel = covariance - torch.diag_embed(fitted)
-        yield genes, kernel, fitted, max(gp.hyper["noise"], 1.0) * variance, residual
+    own = data.amplitudes[1]
+    return np.stack([own, np.full_like(own, own.mean())])

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from cfmvc_scvi.cells.pairs import LatentData
 from cfmvc_scvi.cells.table import CellTable
+from cfmvc_scvi.registration.members import Members
 from cfmvc_scvi.registration.vocabulary import Condition
 
 
@@ -47,12 +47,12 @@ class LatentCache:
     condition: np.ndarray
     conditions: list[Condition]
 
-    def flow_data(self, center: Tensor, scale: Tensor, p: np.ndarray) -> LatentData:
-        """The same in the flow's units, with the vectors ``p`` (n_conditions, n_features) of the conditions."""
+    def flow_data(self, center: Tensor, scale: Tensor, p: Members) -> LatentData:
+        """The same in the flow's units, with the perturbations of the conditions."""
         return LatentData(
             mean=(self.posterior.mean - center) / scale,
             scale=self.posterior.scale / scale,
             context=self.cells.context,
             condition=self.condition,
-            p=torch.from_numpy(p),
+            p=p,
         )

@@ -12,8 +12,10 @@ from numpy.random import Generator
 from torch import Tensor
 
 from cfmvc_scvi._types import CellSplit, FlowBatch, FlowContext
-from cfmvc_scvi.cells.strata import matched_strata, strata
+from cfmvc_scvi.cells.strata import matched_strata, rows_by_group, strata
+from cfmvc_scvi.cells.vectors import ConditionVectors
 from cfmvc_scvi.flow import Coupling
+from cfmvc_scvi.registration.members import Members
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,14 @@ class LatentData:
     condition
         Index of every cell's condition; 0 is control. Shape (n,).
     p
-        Perturbation vector of every condition, shape (n_conditions, n_features).
+        Perturbations of every condition.
     """
 
     mean: Tensor
     scale: Tensor
     context: FlowContext
     condition: np.ndarray
-    p: Tensor
+    p: Members
 
     def draw(self, rows: np.ndarray, generator: torch.Generator) -> Tensor:
         """One posterior draw per row, shape (len(rows), n_latent)."""
@@ -93,7 +95,7 @@ class PairLoader:
         self.first_epoch = first_epoch
         self._passes = 0
         self._context = data.context.to(device)
-        self._p = data.p.to(device)
+        self._p = ConditionVectors(data.p, device)
         self._condition = torch.as_tensor(data.condition).to(device)
         self._groups = _group_rows(data, rows, spare_controls, need_controls=source == "control")
         if not self._groups:
@@ -115,7 +117,7 @@ class PairLoader:
                 z0=z0.index_select(0, chosen),
                 z1=z1.index_select(0, chosen),
                 context=self._context[batch_rows],
-                p=self._p.index_select(0, condition),
+                p=self._p.rows(condition),
                 condition=condition,
             )
 
@@ -192,12 +194,12 @@ def _group_rows(
     if not len(pool) and spare_controls is not None:
         pool = spare_controls
     groups: list[tuple[np.ndarray, np.ndarray | None]] = []
-    for code, label in sorted(set(zip(condition[rows].tolist(), labels[rows].tolist(), strict=True))):
-        targets = rows[(condition[rows] == code) & (labels[rows] == label)]
+    pools = {int(label): pool[labels[pool] == label] for label in np.unique(labels[rows])}
+    for (code, label), targets in rows_by_group(condition, labels, rows).items():
         if code == 0:
             groups.append((targets, None))
             continue
-        own = pool[labels[pool] == label]
+        own = pools[label]
         rest = np.ones(len(targets), dtype=bool)
         for s, here in matched_strata(stratum[targets], stratum[own]).items():
             groups.append((targets[here], own[stratum[own] == s]))

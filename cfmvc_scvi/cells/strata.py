@@ -28,7 +28,10 @@ def strata(context: FlowContext) -> np.ndarray:
 
 def imbalance(code: np.ndarray, control: np.ndarray) -> float:
     """Total variation distance between the spreads of two groups of cells over strata: 0 alike, 1 apart."""
-    levels, of_row = np.unique(np.r_[code, control], return_inverse=True)
+    both = np.r_[code, control]
+    if both.min() == both.max():
+        return 0.0
+    levels, of_row = np.unique(both, return_inverse=True)
     first = np.bincount(of_row[: len(code)], minlength=len(levels)) / len(code)
     second = np.bincount(of_row[len(code) :], minlength=len(levels)) / len(control)
     return float(np.abs(first - second).sum() / 2)
@@ -51,3 +54,22 @@ def matched_strata(code: np.ndarray, control: np.ndarray) -> dict[int, np.ndarra
     if not len(code) or not len(control) or imbalance(code, control) <= MIN_IMBALANCE:
         return {}
     return {int(s): code == s for s in np.unique(code) if (control == s).sum() >= MIN_CONTROLS}
+
+
+def rows_by_group(condition: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
+    """Rows of every condition in every cell type, by (condition, cell type) in rising order, in one pass.
+
+    Parameters
+    ----------
+    condition, labels
+        Codes of all cells, shape (n_cells,).
+    rows
+        Cells to group; they keep their order.
+    """
+    if not len(rows):
+        return {}
+    pair = np.stack([condition[rows], labels[rows]])
+    codes, group = np.unique(pair, axis=1, return_inverse=True)
+    order = np.argsort(group.ravel(), kind="stable")
+    parts = np.split(rows[order], np.flatnonzero(np.diff(group.ravel()[order])) + 1)
+    return {(int(code), int(label)): part for (code, label), part in zip(codes.T, parts, strict=True)}

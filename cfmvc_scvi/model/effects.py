@@ -153,7 +153,7 @@ class EffectMixin(RequestMixin, SupportMixin):
             no_latents = cast("CellPosterior", None)  # the populations are of counts
             cache = LatentCache(cells, no_latents, found.code, found.conditions)
             populations = Populations.of(cache, rows, len(self.cell_types))
-            members = self.vocabulary.encode_members(found.conditions)[populations.condition]
+            members = self.vocabulary.members(found.conditions).take(populations.condition)
             effects = populations.observed(members)
             labels = cells.context.labels.numpy()[rows]
             n_control = np.bincount(labels[found.code[rows] == 0], minlength=len(self.cell_types))

@@ -9,9 +9,13 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from cfmvc_scvi.cells.vectors import ConditionVectors
 from cfmvc_scvi.prediction.request import RequestMixin, default_solver
 from cfmvc_scvi.prediction.support import SupportMixin
 from cfmvc_scvi.registration.vocabulary import Condition
+
+#: Perturbations whose vectors are laid out at a time.
+_SOME_LABELS = 256
 
 
 class InspectionMixin(RequestMixin, SupportMixin):
@@ -74,10 +78,17 @@ class InspectionMixin(RequestMixin, SupportMixin):
         self._require_flow("give effect coefficients")
         labels = [self.vocabulary.control_label, *sorted(self.vocabulary.names)]
         types = sorted(self.cell_types)
-        p = self._vectors(labels).repeat_interleave(len(types), dim=0)
-        codes = torch.tensor([self.cell_types.index(name) for name in types], device=p.device).repeat(len(labels))
+        members = self.vocabulary.members(self._at_reference(labels))
+        vectors, device = ConditionVectors(members, self.module.device), self.module.device
+        codes = torch.tensor([self.cell_types.index(name) for name in types], device=device)
         with torch.inference_mode():
-            alpha = self.module.coefficients(p, codes).cpu().numpy()
+            parts = [
+                self.module.coefficients(
+                    vectors.rows(some).repeat_interleave(len(types), dim=0), codes.repeat(len(some))
+                )
+                for some in torch.arange(len(labels), device=device).split(_SOME_LABELS)
+            ]
+        alpha = torch.cat(parts).cpu().numpy()
         index = pd.MultiIndex.from_product([labels, types], names=["perturbation", "cell_type"])
         return pd.DataFrame(alpha, index=index, columns=[f"basis_{k}" for k in range(alpha.shape[1])])
 
@@ -117,8 +128,10 @@ class InspectionMixin(RequestMixin, SupportMixin):
         return np.concatenate(base), np.concatenate(effect)
 
     def _vectors(self, labels: list[str]) -> torch.Tensor:
-        """Vectors of perturbations, combinations or control, at their reference doses."""
+        """Vectors of a few perturbations, combinations or control, at their reference doses."""
+        return torch.from_numpy(self.vocabulary.encode(self._at_reference(labels))).to(self.module.device)
+
+    def _at_reference(self, labels: list[str]) -> list[Condition]:
         parsed = [self.vocabulary.parse(label) for label in labels]
         reference = self.vocabulary.reference_dose
-        conditions = [Condition(c.label, c.members, tuple(reference.get(m, 1.0) for m in c.members)) for c in parsed]
-        return torch.from_numpy(self.vocabulary.encode(conditions)).to(self.module.device)
+        return [Condition(c.label, c.members, tuple(reference.get(m, 1.0) for m in c.members)) for c in parsed]

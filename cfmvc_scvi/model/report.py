@@ -192,7 +192,7 @@ class ReportMixin(PredictionMixin, EffectMixin):
         if min(n_real, n_control) < _MIN_CELLS:
             return f"{n_real} real and {n_control} control cells, at least {_MIN_CELLS} needed"
         try:
-            self.vocabulary.encode([condition])
+            self.vocabulary.members([condition])
         except UnknownPerturbationError:
             return "the model does not know this perturbation, and has no vector for it"
         return None

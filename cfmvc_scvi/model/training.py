@@ -40,8 +40,8 @@ from cfmvc_scvi.train.state import Stage
 _INIT_CELLS, _INIT_BYTES = 20_000, 256 * 2**20
 #: Cells that are encoded at a time for stage 2.
 _ENCODE_CELLS = 1024
-#: Optimiser steps of each stage when the number of epochs is not given; the flow takes more for every perturbation.
-_VAE_STEPS, _FLOW_STEPS, _FLOW_STEPS_EACH = 900, 700, 20
+#: Optimiser steps of each stage when the number of epochs is not given; see :func:`flow_steps`.
+_VAE_STEPS, _FLOW_STEPS, _FLOW_STEPS_EACH, _MOST_FLOW_STEPS = 900, 700, 20, 20_000
 
 
 class TrainingMixin(ModelBase):
@@ -74,7 +74,8 @@ class TrainingMixin(ModelBase):
         Parameters
         ----------
         vae_max_epochs, flow_max_epochs
-            Passes over the cells; ``None`` chooses them by the number of cells.
+            Passes over the cells; ``None`` chooses them by the number of cells, for about 900 steps of stage 1 and, of
+            stage 2, 700 and 20 more for every perturbation, at most 20,000; at least 10 passes.
         batch_size, flow_batch_size
             Cells per step of each stage.
         train_size, validation_size
@@ -217,7 +218,7 @@ class TrainingMixin(ModelBase):
         plan = FlowTrainingPlan(self.module, **(plan_kwargs or {}))
         data = LatentDataModule(
             cache.flow_data(
-                self.module.flow_center.cpu(), self.module.flow_scale.cpu(), self.vocabulary.encode(cache.conditions)
+                self.module.flow_center.cpu(), self.module.flow_scale.cpu(), self.vocabulary.members(cache.conditions)
             ),
             self._split,
             get_coupling(self.coupling),
@@ -234,7 +235,8 @@ class TrainingMixin(ModelBase):
             plan,
             data,
             stage="flow",
-            max_epochs=max_epochs or _epochs(self._flow_steps(), len(self._split.train), batch_size),
+            max_epochs=max_epochs
+            or _epochs(flow_steps(len(self.vocabulary.names)), len(self._split.train), batch_size),
             accelerator=accelerator,
             devices=devices,
             checkpoints=checkpoints,
@@ -364,8 +366,10 @@ class TrainingMixin(ModelBase):
         cells, found = self._reader.read(adata), self._conditions_of(adata)
         return LatentCache(cells, self._encode(cells, _ENCODE_CELLS), found.code, found.conditions)
 
-    def _flow_steps(self) -> int:
-        return _FLOW_STEPS + _FLOW_STEPS_EACH * len(self.vocabulary.names)
+
+def flow_steps(n_perturbations: int) -> int:
+    """Optimiser steps of stage 2 when the number of epochs is not given: 700 and 20 a perturbation, at most 20,000."""
+    return min(_FLOW_STEPS + _FLOW_STEPS_EACH * n_perturbations, _MOST_FLOW_STEPS)
 
 
 def _trained_conditions(cache: LatentCache, train: np.ndarray) -> tuple[list[tuple[ConditionKey, int]], list[int]]:

@@ -160,7 +160,7 @@ class RequestReader:
             raise ValueError("The model was set up without `labels_key` and knows no cell types: leave `labels` out.")
         _check_levels("labels", [row["labels"] for row in rows], self.cell_types)
         _check_levels("batch", [row["batch"] for row in rows], self.batches)
-        self.vocabulary.encode(conditions)  # refuses unknown perturbations
+        self.vocabulary.members(conditions)  # refuses unknown perturbations
         self._warn_beyond_doses(conditions)
         return [
             Request(condition, _number(row["dosage"]), _text(row["labels"]), _text(row["batch"]))

@@ -76,7 +76,7 @@ class SupportMixin(ModelBase):
 
     def _support_distance(self, condition: Condition) -> float:
         """Distance of a condition's vector to the nearest of training, control among them."""
-        vocabulary = self.vocabulary
-        trained = vocabulary.encode([Condition("", *key) for key in {key for key, _ in self._conditions_of_training}])
-        trained = np.concatenate([np.zeros((1, vocabulary.n_features), dtype=np.float32), trained])
-        return float(np.linalg.norm(trained - vocabulary.encode([condition]), axis=1).min())
+        members = self.vocabulary.members(
+            [Condition("", *key) for key in {key for key, _ in self._conditions_of_training}]
+        )
+        return members.distance(self.vocabulary.encode([condition])[0])

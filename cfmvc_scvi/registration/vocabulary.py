@@ -12,6 +12,7 @@ import pandas as pd
 from cfmvc_scvi._messages import close_matches, shortened
 from cfmvc_scvi.registration.dose import HillCurve
 from cfmvc_scvi.registration.labels import split_label
+from cfmvc_scvi.registration.members import Members
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,9 @@ class PerturbationVocabulary:
         self._curves = {name: HillCurve(**curve) for name, curve in (dose_response or {}).items()}
         self.has_embedding = embedding is not None
         self._rank = {name: i for i, name in enumerate(self.names)}
-        self._vectors = _unit_vectors(self.names) if embedding is None else _scaled(embedding)
-        missing = [name for name in self.names if name not in self._vectors]
+        self._row = self._rank if embedding is None else {name: i for i, name in enumerate(embedding)}
+        self._table = None if embedding is None else _scaled(embedding)
+        missing = [name for name in self.names if name not in self._row]
         if missing:
             raise ValueError(
                 f"`perturbation_embedding_key` has no vector for {len(missing)} perturbations of the data: "
@@ -116,7 +118,7 @@ class PerturbationVocabulary:
     @property
     def n_features(self) -> int:
         """Length of the vector :math:`p`; 1 where there is no perturbation at all."""
-        return len(next(iter(self._vectors.values()))) if self._vectors else 1
+        return self._table.shape[1] if self._table is not None else max(len(self.names), 1)
 
     @property
     def control_label(self) -> str:
@@ -178,7 +180,7 @@ class PerturbationVocabulary:
         return self.encode_members(conditions).sum(axis=1)
 
     def encode_members(self, conditions: Iterable[Condition]) -> np.ndarray:
-        """Weighted vectors of the members of the conditions, shape (n, most members, n_features), float32.
+        """Weighted vectors of the members of a few conditions, shape (n, most members, n_features), float32.
 
         Rows beyond the members of a condition are zero. The members are in the order of the vocabulary, so that sums
         over them have the same bits however the label was written and whatever the names are.
@@ -188,13 +190,24 @@ class PerturbationVocabulary:
         UnknownPerturbationError
             Naming the perturbation, its close matches and the known ones.
         """
+        return self.members(conditions).dense()
+
+    def members(self, conditions: Iterable[Condition]) -> Members:
+        """The same for any number of conditions: members as rows of the table of vectors, and their weights.
+
+        Raises
+        ------
+        UnknownPerturbationError
+            Naming the perturbation, its close matches and the known ones.
+        """
         conditions = list(conditions)
         most = max((len(condition.members) for condition in conditions), default=0)
-        out = np.zeros((len(conditions), max(most, 1), self.n_features), dtype=np.float32)
-        for rows, condition in zip(out, conditions, strict=True):
-            for row, (member, dose) in zip(rows, self._in_order(condition), strict=False):
-                row += np.float32(self.response(member, dose)) * self._vector(member)
-        return out
+        index = np.full((len(conditions), max(most, 1)), -1, dtype=np.int32)
+        weight = np.zeros(index.shape, dtype=np.float32)
+        for row, condition in enumerate(conditions):
+            for place, (member, dose) in enumerate(self._in_order(condition)):
+                index[row, place], weight[row, place] = self._row_of(member), self.response(member, dose)
+        return Members(index, weight, self._table, self.n_features)
 
     def stream_key(self, condition: Condition) -> tuple[tuple[int | str, float], ...]:
         """What random draws for a condition depend on: positions in the vocabulary (names beyond it) and doses."""
@@ -210,10 +223,10 @@ class PerturbationVocabulary:
             return self._curves[name](dose)
         return dose / self.reference_dose.get(name, 1.0)
 
-    def _vector(self, name: str) -> np.ndarray:
-        if name in self._vectors:
-            return self._vectors[name]
-        known = sorted(self._vectors)
+    def _row_of(self, name: str) -> int:
+        if name in self._row:
+            return self._row[name]
+        known = sorted(self._row)
         raise UnknownPerturbationError(
             f"Unknown perturbation {name!r}.{close_matches(name, known, n=3, cutoff=0.5)} Known: "
             f"{shortened(known, 30)}; "
@@ -273,11 +286,8 @@ def read_embedding(table: Any, key: str) -> dict[str, np.ndarray]:
     return vectors
 
 
-def _unit_vectors(names: Sequence[str]) -> dict[str, np.ndarray]:
-    return dict(zip(names, np.eye(len(names), dtype=np.float32), strict=True))
-
-
-def _scaled(embedding: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _scaled(embedding: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Vectors one below another, shape (n_vectors, n_features), float32, divided by their mean norm."""
     norms = [np.linalg.norm(vector) for vector in embedding.values()]
     scale = float(np.mean(norms)) or 1.0
-    return {name: (np.asarray(vector) / scale).astype(np.float32) for name, vector in embedding.items()}
+    return np.stack([(np.asarray(vector) / scale).astype(np.float32) for vector in embedding.values()])

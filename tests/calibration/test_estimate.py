@@ -9,6 +9,7 @@ from cfmvc_scvi import CFMVC
 from cfmvc_scvi.calibration.estimate import ESTIMATORS, EffectEstimator, EffectQuery, get_estimator, register_estimator
 from cfmvc_scvi.calibration.process import MeanEffects
 from cfmvc_scvi.prediction.request import default_solver
+from cfmvc_scvi.registration.members import Members
 
 LATENT, PROCESS = np.array([1.0, -2.0, 0.0]), np.array([3.0, 2.0, 0.5])
 
@@ -47,7 +48,9 @@ def query(process: np.ndarray | None) -> EffectQuery:
     ("name", "expected"), [("latent", LATENT), ("process", PROCESS), ("average", [2.0, 0.0, 0.25])]
 )
 def test_what_each_says(name, expected):
-    none = MeanEffects(np.zeros((0, 3)), np.zeros((0, 3)), np.zeros((0, 1, 2)), np.zeros(0, dtype=int))
+    none = MeanEffects(
+        np.zeros((0, 3)), np.zeros((0, 3)), Members.of_dense(np.zeros((0, 1, 2))), np.zeros(0, dtype=int)
+    )
     estimator = get_estimator(name).fit(none, np.zeros((1, 3)))
     np.testing.assert_array_equal(estimator.estimate(query(PROCESS)), expected)
     again = get_estimator(name).from_saved(estimator.to_saved())

@@ -8,6 +8,10 @@ import numpy as np
 
 from cfmvc_scvi.calibration.populations import Populations
 from cfmvc_scvi.cells.strata import MIN_CONTROLS
+from cfmvc_scvi.registration.members import Members
+
+#: Two perturbations, each with a vector of its own.
+ALONE = Members(np.arange(2)[:, None], np.ones((2, 1), dtype=np.float32), None, 2)
 
 
 def _cache(model):
@@ -72,8 +76,8 @@ def test_rows_that_are_left_out_do_not_count(latent_cache):
 def test_spread_effect_is_shrunk_and_zero_where_nothing_changes(latent_cache):
     cache = groups(latent_cache, {(0, 0): 20, (0, 1): 20, (0, 2): 20})
     found = Populations.of(cache, np.arange(60), 1)
-    assert np.abs(found.spread_effect(np.eye(2))).max() < 1e-6
+    assert np.abs(found.spread_effect(ALONE)).max() < 1e-6
     wider = replace(found, spread1=found.spread0[found.label] + np.array([[1.0, 0.0], [0.0, 2.0]]))
-    effect = wider.spread_effect(np.eye(2))
+    effect = wider.spread_effect(ALONE)
     assert 0.5 < effect[0, 0] < 1.0 and 1.0 < effect[1, 1] < 2.0
     np.testing.assert_allclose([effect[0, 1], effect[1, 0]], 0.0, atol=1e-6)

@@ -7,14 +7,22 @@ import numpy as np
 import pytest
 import torch
 
-from cfmvc_scvi.calibration.process import EffectGP, MeanEffects, _covariance, _negative_log_likelihood, pair_overlap
+from cfmvc_scvi.calibration.covariance import covariance, negative_log_likelihood
+from cfmvc_scvi.calibration.process import EffectGP, MeanEffects
+from cfmvc_scvi.registration.members import Members
 
 N_CONTEXTS, N_GENES = 5, 60
 
 
-def alone(p: np.ndarray) -> np.ndarray:
-    """Conditions of one member each: (n, n_features) as (n, 1, n_features)."""
-    return p[:, None]
+def alone(p: np.ndarray) -> Members:
+    """Conditions of one member each, with vectors (n, n_features)."""
+    return Members.of_dense(p[:, None])
+
+
+def one_block(gp: EffectGP, data: MeanEffects, genes: np.ndarray):
+    """Terms of the covariance of all populations together."""
+    rows = np.arange(len(data.effect))[None]
+    return gp.terms(data, gp.geometry(data, rows), genes, rows)
 
 
 def profiles(seed: int = 0) -> np.ndarray:
@@ -50,7 +58,7 @@ def test_recovers_an_effect_that_follows_expression():
     """Proportional to the centred control level: only that term can carry it to a new context."""
     x = profiles() - profiles().mean(axis=0)
     context = np.arange(4)
-    data = MeanEffects(-0.5 * x[context], np.full((4, N_GENES), 1e-4), np.ones((4, 1, 1)), context)
+    data = MeanEffects(-0.5 * x[context], np.full((4, N_GENES), 1e-4), alone(np.ones((4, 1))), context)
     gp = EffectGP(profiles()).fit(data)
     predicted = gp.predict(np.ones((1, 1)), 4)
     assert np.sqrt(((predicted + 0.5 * x[4]) ** 2).mean()) < 0.1 * np.sqrt(((0.5 * x[4]) ** 2).mean())
@@ -76,12 +84,12 @@ def test_combinations_add_up_but_for_the_slope(fitted):
 def test_populations_of_few_cells_are_shrunk():
     """The same observed effect counts for less the larger its sampling variance; nothing grows."""
     data, _ = common_effect(contexts=(0, 1, 2), n_perturbations=2)
-    which = data.members[:, 0, 1] == 1
+    which = data.members.dense()[:, 0, 1] == 1
     norms = []
     for factor in (1.0, 100.0, 1e4, 1e6):
         variance = np.where(which[:, None], factor * data.variance, data.variance)
         gp = EffectGP(profiles()).fit(data)
-        gp.state["weights"] = gp._solve(replace(data, variance=variance), np.arange(N_GENES))
+        gp.state["weights"] = gp._solve(replace(data, variance=variance))
         slope = gp.hyper["mean_slope"] * gp.state["x"][4]
         norms.append(np.linalg.norm(gp.predict(np.array([[0.0, 1.0]]), 4) - slope))
     assert norms == sorted(norms, reverse=True)
@@ -90,7 +98,7 @@ def test_populations_of_few_cells_are_shrunk():
 
 def test_shrinkage_of_one_population_is_the_known_one():
     """One population of one gene: kernel / (kernel + noise) of its effect."""
-    data = MeanEffects(np.array([[2.0]]), np.array([[0.7]]), np.ones((1, 1, 1)), np.zeros(1, dtype=int))
+    data = MeanEffects(np.array([[2.0]]), np.array([[0.7]]), alone(np.ones((1, 1))), np.zeros(1, dtype=int))
     gp = EffectGP(np.ones((1, 1))).fit(data)
     hyper = gp.hyper
     kernel = (hyper["common"] + hyper["context"]) * (4.0 + 1e-4)
@@ -103,7 +111,7 @@ def test_order_of_contexts_and_populations_is_of_no_consequence(fitted):
     order = np.array([3, 0, 4, 1, 2])  # new position -> old context
     rows = np.random.default_rng(3).permutation(len(data.effect))
     contexts = np.argsort(order)[data.context[rows]]
-    moved = MeanEffects(data.effect[rows], data.variance[rows], data.members[rows], contexts)
+    moved = MeanEffects(data.effect[rows], data.variance[rows], data.members.take(rows), contexts)
     other = EffectGP(profiles()[order]).fit(moved)
     for new, old in enumerate(order):
         p = np.array([[0.5, 0.0, 1.0]])
@@ -131,19 +139,19 @@ def test_fit_reaches_at_least_the_likelihood_of_the_start(fitted):
     names = ("length", "common", "context", "slope", "noise", "pair")
     start = torch.tensor([*np.log([1.0, 0.3, 0.2, 0.05, 0.6, 0.1]), -0.3], dtype=torch.float64)
     end = torch.tensor([*np.log([gp.hyper[name] for name in names]), gp.hyper["mean_slope"]], dtype=torch.float64)
-    terms = gp._terms(data, np.arange(N_GENES))
-    assert _negative_log_likelihood(end, *terms) < _negative_log_likelihood(start, *terms) - 0.1
+    terms = one_block(gp, data, np.arange(N_GENES))
+    assert negative_log_likelihood(end, *terms) < negative_log_likelihood(start, *terms) - 0.1
 
 
 def test_likelihood_is_the_gaussian_one_with_the_right_gradient(fitted):
     gp, data, _ = fitted
-    terms = gp._terms(data, np.arange(7))
+    terms = one_block(gp, data, np.arange(7))
     theta = torch.tensor([0.1, -1.0, -1.5, -2.0, -0.5, -2.0, -0.2], dtype=torch.float64, requires_grad=True)
-    covariance, residual = _covariance(theta, *terms)
-    law = torch.distributions.MultivariateNormal(torch.zeros_like(residual), covariance)
-    constant = 0.5 * residual.shape[1] * np.log(2 * np.pi)
-    torch.testing.assert_close(_negative_log_likelihood(theta, *terms), -law.log_prob(residual).mean() - constant)
-    assert torch.autograd.gradcheck(lambda v: _negative_log_likelihood(v, *terms), (theta,))
+    matrix, residual = covariance(theta, *terms)
+    law = torch.distributions.MultivariateNormal(torch.zeros_like(residual), matrix)
+    constant = 0.5 * residual.shape[2] * np.log(2 * np.pi)
+    torch.testing.assert_close(negative_log_likelihood(theta, *terms), -law.log_prob(residual).mean() - constant)
+    assert torch.autograd.gradcheck(lambda v: negative_log_likelihood(v, *terms), (theta,))
 
 
 def test_interpolates_what_was_measured_without_noise():
@@ -151,7 +159,9 @@ def test_interpolates_what_was_measured_without_noise():
     gp = EffectGP(profiles()).fit(data)
     assert len(data.effect) > 3 and np.abs(data.effect).mean() > 0.1
     for row in range(len(data.effect)):
-        np.testing.assert_allclose(gp.predict(data.members[row], data.context[row]), data.effect[row], atol=0.02)
+        np.testing.assert_allclose(
+            gp.predict(data.members.dense()[row], data.context[row]), data.effect[row], atol=0.02
+        )
 
 
 def test_beats_no_change_on_draws_of_its_own_prior():
@@ -164,39 +174,18 @@ def test_beats_no_change_on_draws_of_its_own_prior():
         empty = MeanEffects(np.zeros((15, N_GENES)), np.full((15, N_GENES), 0.02), alone(np.eye(3)[which]), context)
         prior = EffectGP(profiles(seed)).fit(replace(empty, effect=rng.normal(size=(15, N_GENES))))
         prior.state["amplitude"] = rng.gamma(1.0, 1.0, N_GENES)
-        covariance, offset = _covariance(theta, *prior._terms(empty, np.arange(N_GENES)))
-        factor = torch.linalg.cholesky(covariance).numpy()
-        drawn = (np.einsum("gij,gj->gi", factor, rng.normal(size=(N_GENES, 15))) - offset.numpy()).T
+        matrix, offset = covariance(theta, *one_block(prior, empty, np.arange(N_GENES)))
+        factor = torch.linalg.cholesky(matrix[:, 0]).numpy()
+        drawn = (np.einsum("gij,gj->gi", factor, rng.normal(size=(N_GENES, 15))) - offset[:, 0].numpy()).T
         keep = np.arange(15) != 7
-        seen = MeanEffects(drawn[keep], empty.variance[keep], empty.members[keep], context[keep])
-        predicted = EffectGP(profiles(seed)).fit(seen).predict(empty.members[7], context[7])
+        seen = replace(empty, effect=drawn).take(np.flatnonzero(keep))
+        predicted = EffectGP(profiles(seed)).fit(seen).predict(empty.members.dense()[7], context[7])
         ours.append(((predicted - drawn[7]) ** 2).mean())
         nothing.append((drawn[7] ** 2).mean())
     assert np.mean(ours) < 0.7 * np.mean(nothing), (ours, nothing)
 
 
 # ---- interactions -------------------------------------------------------------------------------------------------
-
-
-def test_pair_overlap_is_the_inner_product_of_the_pair_tensors():
-    rng = np.random.default_rng(6)
-    first, second = rng.normal(size=(4, 3, 5)), rng.normal(size=(2, 2, 5))
-
-    def tensor(members):
-        """Sum over k < j of the symmetric part of the outer product."""
-        pairs = [(k, j) for k in range(len(members)) for j in range(k + 1, len(members))]
-        return sum((np.outer(members[k], members[j]) + np.outer(members[j], members[k])) / 2 for k, j in pairs)
-
-    expected = [[(tensor(a) * tensor(b)).sum() for b in second] for a in first]
-    np.testing.assert_allclose(pair_overlap(first, second), expected, rtol=1e-9)
-
-
-def test_single_perturbations_and_control_have_no_pairs():
-    one = np.zeros((1, 3, 4))
-    one[0, 1] = [1.0, 2.0, 0.0, -1.0]
-    two = np.random.default_rng(7).normal(size=(5, 2, 4))
-    np.testing.assert_allclose(pair_overlap(one, two), 0.0, atol=1e-12)
-    np.testing.assert_array_equal(pair_overlap(np.zeros((1, 2, 4)), two), np.zeros((1, 5)))
 
 
 def pairs_with_interactions(size: float, seed: int = 8, n: int = 5, noise: float = 0.05):
@@ -214,24 +203,25 @@ def pairs_with_interactions(size: float, seed: int = 8, n: int = 5, noise: float
         if len(condition) == 2:
             truth[row] += np.einsum("a,abg,b->g", vectors[condition[0]], inter, vectors[condition[1]])
     effect = truth + noise * rng.normal(size=truth.shape)
-    data = MeanEffects(effect, np.full_like(effect, noise**2), members, np.zeros(len(conditions), dtype=int))
+    data = MeanEffects(
+        effect, np.full_like(effect, noise**2), Members.of_dense(members), np.zeros(len(conditions), dtype=int)
+    )
     return data, truth
 
 
 def test_interactions_are_learned_where_there_are_any():
     data, truth = pairs_with_interactions(size=1.0)
-    seen = slice(0, -2)
-    kept = MeanEffects(data.effect[seen], data.variance[seen], data.members[seen], data.context[seen])
-    gp = EffectGP(np.ones((1, N_GENES))).fit(kept)
-    singles = [truth[:5][[np.allclose(m[0], s[0]) for s in data.members[:5]]][0] for m in data.members]
+    gp = EffectGP(np.ones((1, N_GENES))).fit(data.take(np.arange(len(data.effect) - 2)))
+    members = data.members.dense()
+    singles = [truth[:5][[np.allclose(m[0], s[0]) for s in members[:5]]][0] for m in members]
     for row in (-1, -2):
-        second = truth[:5][[np.allclose(data.members[row, 1], s[0]) for s in data.members[:5]]][0]
+        second = truth[:5][[np.allclose(members[row, 1], s[0]) for s in members[:5]]][0]
         additive = ((singles[row] + second - truth[row]) ** 2).mean()
-        assert ((gp.predict(data.members[row], 0) - truth[row]) ** 2).mean() < 0.5 * additive
+        assert ((gp.predict(members[row], 0) - truth[row]) ** 2).mean() < 0.5 * additive
 
 
 def test_no_interaction_is_found_where_there_is_none():
     data, truth = pairs_with_interactions(size=0.0)
     gp = EffectGP(np.ones((1, N_GENES))).fit(data)
     assert gp.hyper["pair"] < 0.05 * (gp.hyper["common"] + gp.hyper["context"])
-    assert np.sqrt(((gp.predict(data.members[-1], 0) - truth[-1]) ** 2).mean()) < 0.05
+    assert np.sqrt(((gp.predict(data.members.dense()[-1], 0) - truth[-1]) ** 2).mean()) < 0.05

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from cfmvc_scvi.calibration.covariance import JITTER, as_theta, covariance
 from cfmvc_scvi.calibration.process import EffectGP, MeanEffects
-from cfmvc_scvi.calibration.process_error import (
-    Conditions,
-    Misfit,
-    _blocks,
-    _left_out_weights,
-    _with_blanks,
-    effect_error,
-    find_misfit,
-)
+from cfmvc_scvi.calibration.process_error import Misfit, effect_error, find_misfit, left_out_weights, sharing
+from cfmvc_scvi.calibration.process_query import Conditions
+from cfmvc_scvi.registration.members import Members
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +24,7 @@ def populations() -> MeanEffects:
     context = np.array([c for _, c in pairs])
     shared = rng.normal(size=(2, 12))
     effect = shared[[k for k, _ in pairs]] + 0.3 * rng.normal(size=(7, 12))
-    return MeanEffects(effect, rng.uniform(0.01, 0.1, size=(7, 12)), p[:, None], context)
+    return MeanEffects(effect, rng.uniform(0.01, 0.1, size=(7, 12)), Members.of_dense(p[:, None]), context)
 
 
 WIDE = Misfit(np.array([[0.1, 0.05], [0.2, 0.0], [0.0, 0.0]]))
@@ -40,7 +37,16 @@ def asked(p, context) -> Conditions:
 
 def own(populations) -> Conditions:
     """The populations themselves."""
-    return Conditions.of(populations)
+    return Conditions(populations.members.dense(), populations.context)
+
+
+def kernel_of(gp, data) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Kernel of all populations together, noise as fitted, residuals."""
+    rows = np.arange(len(data.effect))[None]
+    terms = gp.terms(data, gp.geometry(data, rows), slice(None), rows)
+    matrix, residual = covariance(as_theta(gp.hyper), *terms)
+    fitted = gp.hyper["noise"] * terms.variance[:, 0] + JITTER
+    return matrix[:, 0] - torch.diag_embed(fitted), fitted, residual[:, 0]
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +70,17 @@ def test_control_has_no_error(gp, populations):
 @pytest.mark.parametrize("noise", [0.3, 1.0, 2.5])
 def test_error_is_that_of_effects_drawn_from_the_process(gp, populations, noise, misfit):
     """Draws of truth and observations from the process: the stated covariance is that of the real errors."""
-    gp = EffectGP(gp.profiles, gp.hyper | {"noise": noise, "mean_slope": 0.0}, gp.state)
+    gp = replace(gp, hyper=gp.hyper | {"noise": noise, "mean_slope": 0.0})
     rng = np.random.default_rng(2)
     queries = asked([[0.0, 1.0], [1.0, 0.0]], [3, 0])
-    [(_, kernel, *_)] = list(_blocks(gp, _with_blanks(populations, own(populations).followed_by(queries))))
+    members = np.concatenate([populations.members.dense(), queries.members])
+    every = MeanEffects(
+        np.zeros((9, 12)), np.ones((9, 12)), Members.of_dense(members), np.r_[populations.context, 3, 0]
+    )
+    kernel, *_ = kernel_of(gp, every)
     gene = 4
-    drawn_from = kernel + misfit.kernel(populations, own(populations).followed_by(queries))
+    parts = sharing(*(v[None] for v in (every.members.kinds(), every.context, np.zeros(9, bool), np.ones(9))))
+    drawn_from = kernel + torch.einsum("ig,inm->gnm", torch.from_numpy(misfit.sizes(populations)), parts[:, 0])
     truth = rng.multivariate_normal(np.zeros(9), drawn_from[gene].numpy(), size=20_000, check_valid="ignore")
     sampling = np.sqrt(max(noise, 1.0) * populations.variance[:, gene])
     observed = truth[:, :7] + sampling * rng.normal(size=(20_000, 7))
@@ -83,15 +94,15 @@ def test_error_is_that_of_effects_drawn_from_the_process(gp, populations, noise,
 def test_left_out_is_a_fit_without_the_group(gp, populations):
     """The closed form gives what the process without the group, with the same hyperparameters, predicts."""
     group = np.array([0, 0, 1, 1, 2, 2, 3])
-    [(_, kernel, fitted, _, residual)] = list(_blocks(gp, populations))
-    weights = _left_out_weights(torch.linalg.inv(kernel + torch.diag_embed(fitted)), group)
+    kernel, fitted, residual = kernel_of(gp, populations)
+    alike = torch.from_numpy(group[:, None] == group)
+    weights = left_out_weights(torch.linalg.inv(kernel + torch.diag_embed(fitted)), alike)
     found = (weights @ residual[..., None]).squeeze(-1).T.numpy()
     process = ((weights @ kernel) * weights).sum(dim=-1).T.numpy()
     for g in range(4):
         kept, out = group != g, group == g
-        columns = (populations.effect, populations.variance, populations.members, populations.context)
-        part = MeanEffects(*(column[kept] for column in columns))
-        error = effect_error(gp, part, Conditions(populations.members[out], populations.context[out]))
+        part = populations.take(np.flatnonzero(kept))
+        error = effect_error(gp, part, Conditions(populations.members.dense()[out], populations.context[out]))
         np.testing.assert_allclose(found[out], populations.effect[out] - error.mean, atol=1e-6)
         np.testing.assert_allclose(process[out], error.process.diagonal(axis1=1, axis2=2).T, rtol=1e-4, atol=1e-6)
 
@@ -109,7 +120,7 @@ def test_misfit_is_found():
     for size in (0.0, 0.7):
         interaction = np.repeat(size * rng.normal(size=(6, 300)) * (vectors.sum(axis=1) == 2)[:, None], 4, axis=0)
         effect = additive + interaction + 0.1 * rng.normal(size=(24, 300))
-        data = MeanEffects(effect, variance, members, context)
+        data = MeanEffects(effect, variance, Members.of_dense(members), context)
         gp = EffectGP(profiles).fit(data)
         gp.hyper["pair"] = 1e-4  # the process knows of no interactions
         found.append(find_misfit(gp, data).kappa)
@@ -125,17 +136,16 @@ def test_misfit_widens(gp, populations):
 
 
 def test_more_cells_less_error(gp, populations):
-    few = effect_error(gp, populations, Conditions(populations.members[:1], populations.context[:1]))
-    more = MeanEffects(populations.effect, populations.variance / 10, populations.members, populations.context)
-    many = effect_error(gp, more, Conditions(populations.members[:1], populations.context[:1]))
+    few = effect_error(gp, populations, Conditions(populations.members.dense()[:1], populations.context[:1]))
+    more = replace(populations, variance=populations.variance / 10)
+    many = effect_error(gp, more, Conditions(populations.members.dense()[:1], populations.context[:1]))
     assert (many.noise < few.noise).all()
     assert ((many.process + many.noise) < (few.process + few.noise)).all()
 
 
 def test_blocks_of_genes_change_nothing(gp, populations, monkeypatch):
     whole = effect_error(gp, populations, own(populations))
-    monkeypatch.setattr("cfmvc_scvi.calibration.process_error._BLOCK", 200)
+    monkeypatch.setattr("cfmvc_scvi.calibration.process_error.BLOCK", 200)
     parts = effect_error(gp, populations, own(populations))
     np.testing.assert_allclose(parts.mean, whole.mean)
     np.testing.assert_allclose(parts.process, whole.process)
-    assert len(list(_blocks(gp, populations))) > 1

@@ -8,9 +8,11 @@ from scipy import stats
 
 from cfmvc_scvi.calibration.populations import Populations
 from cfmvc_scvi.calibration.process import EffectGP, MeanEffects
-from cfmvc_scvi.calibration.process_error import Conditions, EffectError, effect_error
+from cfmvc_scvi.calibration.process_error import EffectError, effect_error
+from cfmvc_scvi.calibration.process_query import Conditions
 from cfmvc_scvi.calibration.samples import Between, SampledPopulation, between_samples, sampled_effect
 from cfmvc_scvi.cells.latents import LatentCache
+from cfmvc_scvi.registration.members import Members
 
 N = 3000
 
@@ -130,7 +132,7 @@ def test_the_spread_of_one_cell_is_not_believed(simulate, build):
     keep = (names != "P1") | (names == "P1").cumsum().eq(1)
     found = populations(build(adata[keep.to_numpy()].copy()))
     i = int(np.argmin(found.n_cells))
-    change = found.spread_effect(np.eye(3))
+    change = found.spread_effect(Members.of_dense(np.eye(3)[:, None]))
     assert (change[i] == 0).all() and (np.delete(change, i, axis=0) != 0).any(axis=1).all()
 
 
@@ -139,19 +141,21 @@ def test_shares_are_equal_in_large_populations_and_small_in_tiny_ones():
     n = np.array([100, 100, 100, 1])
     variance = np.full((4, 50), 0.5) / n[:, None]
     effect = 0.5 * rng.normal(size=(4, 50)) + np.sqrt(variance) * rng.normal(size=(4, 50))
-    data = MeanEffects(effect, variance, np.ones((4, 1, 1)), np.zeros(4, dtype=int))
+    data = MeanEffects(effect, variance, Members.of_dense(np.ones((4, 1, 1))), np.zeros(4, dtype=int))
     shares = data.shares()
     assert shares.sum() == pytest.approx(1.0)
     np.testing.assert_allclose(shares[:3], shares[0])
     assert shares[3] < 0.3 * shares[0]
-    large = MeanEffects(effect[:3], variance[:3], data.members[:3], data.context[:3]).shares()
+    large = data.take(np.arange(3)).shares()
     np.testing.assert_allclose(large, 1 / 3)
 
 
 def test_the_noise_of_samples_makes_intervals_of_student():
     """One population alone: the posterior has the population's degrees of freedom where noise is all there is."""
     effect, variance = np.array([[2.0, 2.0]]), np.array([[0.7, 0.7]])
-    data = MeanEffects(effect, variance, np.ones((1, 1, 1)), np.zeros(1, dtype=int), np.array([[4.0, np.inf]]))
+    data = MeanEffects(
+        effect, variance, Members.of_dense(np.ones((1, 1, 1))), np.zeros(1, dtype=int), np.array([[4.0, np.inf]])
+    )
     gp = EffectGP(np.ones((1, 2))).fit(data)
     error = effect_error(gp, data, Conditions(np.ones((1, 1, 1)), np.zeros(1, dtype=int)))
     total, freedom = error.averaged(np.ones(1))

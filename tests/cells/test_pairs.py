@@ -7,6 +7,7 @@ import torch
 from cfmvc_scvi._types import CellSplit, FlowBatch, FlowContext
 from cfmvc_scvi.cells.pairs import LatentData, LatentDataModule, PairLoader
 from cfmvc_scvi.flow import IndependentCoupling, OTCoupling
+from cfmvc_scvi.registration.members import Members
 
 N_LABELS, D = 3, 2
 #: Cells per condition (rows) and cell type (columns); type 2 has no control.
@@ -20,7 +21,7 @@ def make(scale: float = 0.0) -> LatentData:
     order = np.random.default_rng(0).permutation(len(labels))
     condition, labels = condition[order], labels[order]
     mean = torch.tensor(np.c_[np.arange(len(labels)), labels], dtype=torch.float32)
-    p = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    p = Members(np.array([[-1], [0], [1]]), np.array([[0.0], [1.0], [2.0]], dtype=np.float32), None, 2)
     return LatentData(
         mean,
         torch.full_like(mean, scale),
@@ -77,7 +78,7 @@ def test_every_cell_is_a_target_once_with_its_own_condition_and_context():
     batch = whole_pass(loader(data))
     target = rows_of(batch.z1)
     np.testing.assert_array_equal(np.sort(target), np.arange(COUNTS.sum()))
-    assert torch.equal(batch.p, data.p[data.condition[target]])
+    assert torch.equal(batch.p, torch.from_numpy(data.p.dense().sum(axis=1)[data.condition[target]]))
     assert torch.equal(batch.context.labels, data.context.labels[target])
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cfmvc_scvi._types import FlowContext
-from cfmvc_scvi.cells.strata import imbalance, matched_strata, strata
+from cfmvc_scvi.cells.strata import imbalance, matched_strata, rows_by_group, strata
 
 
 def test_strata_are_batch_and_covariates_without_the_cell_type():
@@ -30,3 +30,14 @@ def test_matched_where_unbalanced_and_where_there_are_controls():
     assert set(found) == {0, 1}  # three controls are too few
     np.testing.assert_array_equal(found[0], code == 0)
     assert matched_strata(code, np.array([], dtype=int)) == {}
+
+
+def test_rows_by_group_are_those_of_the_masks():
+    rng = np.random.default_rng(0)
+    condition, labels = rng.integers(0, 4, 200), rng.integers(0, 3, 200)
+    rows = rng.permutation(200)[:120]
+    groups = rows_by_group(condition, labels, rows)
+    assert list(groups) == sorted(set(zip(condition[rows].tolist(), labels[rows].tolist(), strict=True)))
+    for (code, label), found in groups.items():
+        np.testing.assert_array_equal(found, rows[(condition[rows] == code) & (labels[rows] == label)])
+    assert rows_by_group(condition, labels, rows[:0]) == {}

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from scvi.train import SaveCheckpoint
 
 from cfmvc_scvi import CFMVC
+from cfmvc_scvi.model.training import flow_steps
 from cfmvc_scvi.train import VAETrainingPlan
 
 VAE_KEYS = {"train_loss", "elbo_train", "elbo_validation", "reconstruction_loss_train", "kl_local_validation"}
@@ -57,6 +58,10 @@ class Recorder(Callback):
             modes = {module.training for part in parts for module in part.modules()}
             grads = {p.requires_grad for part in parts for p in part.parameters()}
             self.seen.setdefault(f"{type(plan).__name__} {phase}", set()).add((name, *modes, *grads))
+
+
+def test_steps_of_the_flow_have_a_cap():
+    assert [flow_steps(n) for n in (1, 100, 965, 966, 10_000)] == [720, 2_700, 20_000, 20_000, 20_000]
 
 
 # ---- histories and state --------------------------------------------------------------------------------------

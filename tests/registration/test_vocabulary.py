@@ -1,5 +1,7 @@
 """Labels, doses and embeddings: reading, grouping, encoding, and what is refused."""
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -268,3 +270,19 @@ def test_dosage_that_is_no_number_names_the_perturbation():
     vocabulary = PerturbationVocabulary(["control"], ["A"])
     with pytest.raises(ValueError, match="'high' of perturbation 'A' is not a number"):
         vocabulary.parse("A", "high")
+
+
+def test_many_perturbations_take_no_square_of_their_number():
+    """20,000 perturbations: unit vectors laid out would take 1.6 GB."""
+    names = [f"P{k}" for k in range(20_000)]
+    tracemalloc.start()
+    words = PerturbationVocabulary(["control"], names, "+")
+    members = words.members([words.parse(label) for label in ("control", "P3+P19999", *names)])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60e6 and words.n_features == 20_000
+    assert members.index.shape == (20_002, 2) and members.index[1].tolist() == [3, 19_999]
+    np.testing.assert_array_equal(
+        members.take(np.array([0, 1, 5])).dense(),
+        words.encode_members([words.parse(label) for label in ("control", "P3+P19999", "P3")]),
+    )
