@@ -20,6 +20,7 @@ from cfmvc_scvi.calibration.correction import (
     spread_factor,
 )
 from cfmvc_scvi.calibration.estimate import EffectEstimator, EffectQuery, get_estimator
+from cfmvc_scvi.calibration.latent_shift import latent_shift
 from cfmvc_scvi.calibration.moments import highest_lognorm
 from cfmvc_scvi.calibration.populations import Populations
 from cfmvc_scvi.calibration.process import EffectGP, MeanEffects
@@ -31,6 +32,8 @@ from cfmvc_scvi.flow import Solver
 from cfmvc_scvi.module import CFMVCModule
 from cfmvc_scvi.registration.vocabulary import Condition, PerturbationVocabulary
 
+#: Vectors nearer to each other than this share of their length are the same.
+_SAME = 1e-4
 #: Values kept between calls.
 _MOST_REMEMBERED = 1000
 
@@ -77,6 +80,8 @@ class CalibrationState:
         Highest log1p CP10k of every gene in the training cells, shape (n_genes,).
     spread_effect
         Change of every gene's variance per unit of the perturbation vector, shape (n_features, n_genes).
+    latent_shift
+        Change of the mean intrinsic latent per unit of the perturbation vector, shape (n_features, n_latent).
     reference
         Control cells that stand for each cell type.
     process
@@ -91,6 +96,7 @@ class CalibrationState:
     variance: np.ndarray
     highest: np.ndarray
     spread_effect: np.ndarray
+    latent_shift: np.ndarray
     reference: Sequence[StoredReference]
     process: EffectGP | None
     estimator: EffectEstimator | None
@@ -183,6 +189,7 @@ class Calibration:
             variance=populations.spread0.astype(np.float32),
             highest=highest_lognorm(cache.cells, rows),
             spread_effect=spread_effect if spread else np.zeros_like(spread_effect),
+            latent_shift=latent_shift(cache, rows, populations, members),
             reference=[StoredReference.sample(cache, cells, rng) for cells in populations.control],
             process=EffectGP(populations.mean0).fit(effects) if len(populations) else None,
             estimator=chosen,
@@ -222,7 +229,7 @@ class Calibration:
         state, cells = self.state, self.reference(label, solver)
         p = self.vocabulary.encode([condition])[0]
         log_share = self._decoded(condition, label, solver)
-        effect = self._mean_effect(condition, label, cells, log_share)
+        effect = self._mean_effect(condition, label, solver, log_share)
         profile = state.profiles[label]
         scale = spread_factor(state.variance[label], p @ state.spread_effect)
         decoded = decoded_change(cells.log_share.exp(), log_share.exp()).numpy()
@@ -255,17 +262,37 @@ class Calibration:
         effects = []
         for label in map(int, labels):
             log_share = self._decoded(condition, label, solver)
-            effects.append(self._mean_effect(condition, label, self.reference(label, solver), log_share))
+            effects.append(self._mean_effect(condition, label, solver, log_share))
         return np.stack(effects)
 
-    def _mean_effect(self, condition: Condition, label: int, cells: ReferenceCells, log_share: Tensor) -> np.ndarray:
-        mean = np.exp(log_share.numpy()) * cells.library[:, None]
-        latent = self.module.likelihood.expected_lognorm(mean, cells.library).mean(axis=0) - cells.level
+    def _mean_effect(self, condition: Condition, label: int, solver: Solver, log_share: Tensor) -> np.ndarray:
+        """Mean effect (n_genes,) by the estimator; ``log_share`` as :meth:`_decoded` gives it."""
+        cells = self.reference(label, solver)
         members = self.vocabulary.encode_members([condition])[0]
+        seen, parts = self._was_seen(condition), condition.parts()
+        parts_seen = all(map(self._was_seen, parts))
+        if len(parts) > 1 and parts_seen and not seen:
+            latent = np.sum([cells.effect(self._decoded(part, label, solver), self.module) for part in parts], axis=0)
+        else:
+            latent = cells.effect(log_share, self.module)
+        shift = self._shifted(members.sum(axis=0), cells) if seen or parts_seen else None
         process = None if self.state.process is None else self.state.process.predict(members, label)
         estimator = self.state.estimator
-        effect = latent if estimator is None else estimator.estimate(EffectQuery(members, label, latent, process))
+        query = EffectQuery(members, label, latent, shift, process)
+        effect = latent if estimator is None else estimator.estimate(query)
         return np.maximum(effect, -self.state.profiles[label])
+
+    def _was_seen(self, condition: Condition) -> bool:
+        """Whether some training population had this perturbation vector."""
+        process, vector = self.state.process, self.vocabulary.encode([condition])[0]
+        if process is None or process.members is None:
+            return False
+        return process.members.distance(vector) <= _SAME * float(np.linalg.norm(vector))
+
+    def _shifted(self, p: np.ndarray, cells: ReferenceCells) -> np.ndarray:
+        """Effect (n_genes,) of the constant latent shift of a perturbation vector."""
+        shift = torch.from_numpy(p.astype(np.float32) @ self.state.latent_shift).to(cells.z.device)
+        return cells.effect(cells.decoded(cells.z + shift, self.module), self.module)
 
     def _decoded(self, condition: Condition, label: int, solver: Solver) -> Tensor:
         """Log share of every gene of the reference cells after the perturbation, (n, n_genes), on the CPU."""

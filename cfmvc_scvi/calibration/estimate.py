@@ -26,7 +26,11 @@ class EffectQuery:
     label
         Code of the cell type.
     latent
-        Effect that the latent path decodes, mean over the control cells that stand for the cell type.
+        Effect that the flow and the decoder give, mean over the control cells that stand for the cell type; of
+        perturbations that were seen alone, but not together, the sum of their effects.
+    shift
+        Effect of a shift of the latent that is the same in every cell type, decoded; ``None`` where the perturbations
+        were not seen.
     process
         Effect by the Gaussian process over the training populations; ``None`` where there were no populations.
     """
@@ -34,6 +38,7 @@ class EffectQuery:
     members: Float[np.ndarray, "n_members n_features"]
     label: int
     latent: Float[np.ndarray, " n_genes"]
+    shift: Float[np.ndarray, " n_genes"] | None
     process: Float[np.ndarray, " n_genes"] | None
 
 
@@ -94,11 +99,23 @@ class ProcessEstimator(EffectEstimator):
         return query.latent if query.process is None else query.process
 
 
-class AverageEstimator(EffectEstimator):
-    """Mean of the latent path's and the process's estimates; the latent path alone where there were no populations.
+class ShiftEstimator(EffectEstimator):
+    """The same shift of the latent in every cell type; the latent path where the perturbations were not seen."""
 
-    The latent path says how a cell type differs in its response, and is biased on genes that the latent does not
-    hold; the process knows every gene, and a context only by how similar it is to those of the training data.
+    name = "shift"
+
+    def estimate(self, query: EffectQuery) -> Float[np.ndarray, " n_genes"]:
+        """See :meth:`EffectEstimator.estimate`."""
+        return query.latent if query.shift is None else query.shift
+
+
+class AverageEstimator(EffectEstimator):
+    """Half the process, half the latent: the mean of the flow and of a constant shift.
+
+    The flow says how a cell type differs in its response, from few cell types too much; the shift says what all have
+    in common. Both are biased on genes that the latent does not hold; the process knows every gene, and a context
+    only by how similar it is to those of the training data. Where the perturbations were not seen, the flow takes the
+    shift's part, and where there were no populations, the latent that of the process.
     """
 
     name = "average"
@@ -107,9 +124,8 @@ class AverageEstimator(EffectEstimator):
 
     def estimate(self, query: EffectQuery) -> Float[np.ndarray, " n_genes"]:
         """See :meth:`EffectEstimator.estimate`."""
-        if query.process is None:
-            return query.latent
-        return (1.0 - self.WEIGHT) * query.latent + self.WEIGHT * query.process
+        latent = query.latent if query.shift is None else 0.5 * (query.latent + query.shift)
+        return latent if query.process is None else (1.0 - self.WEIGHT) * latent + self.WEIGHT * query.process
 
 
 ESTIMATORS: Final[dict[str, type[EffectEstimator]]] = {}
@@ -121,7 +137,7 @@ def register_estimator(estimator: type[EffectEstimator]) -> type[EffectEstimator
     return estimator
 
 
-for _estimator in (LatentEstimator, ProcessEstimator, AverageEstimator):
+for _estimator in (LatentEstimator, ShiftEstimator, ProcessEstimator, AverageEstimator):
     register_estimator(_estimator)
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
-from scipy import sparse
-from scipy.sparse.linalg import splu
 
 from cfmvc_scvi.calibration.moments import lognorm_moments
 from cfmvc_scvi.calibration.process import MeanEffects
+from cfmvc_scvi.calibration.ridge import VectorRidge
 from cfmvc_scvi.calibration.samples import Between, SampledPopulation, Values, between_samples, sampled_effect
 from cfmvc_scvi.calibration.sampling_variance import moved_variance, shrink_variance, variance_trend
 from cfmvc_scvi.cells.latents import LatentCache
@@ -129,20 +127,12 @@ class Populations:
         members
             Perturbations of every population.
         """
-        p = members.sums()
-        weights = np.sqrt(self.n_cells - 1)
-        if isinstance(p, np.ndarray):
-            gram = p.T @ (weights[:, None] * p) + _RIDGE * np.eye(p.shape[1])
-            solve = partial(np.linalg.solve, gram)
-            weighted = (weights[:, None] * p).T
-        else:
-            weighted = sparse.csr_matrix(p.multiply(weights[:, None]).T)
-            solve = splu(sparse.csc_matrix(weighted @ p + _RIDGE * sparse.identity(members.n_features))).solve
+        ridge = VectorRidge(members, np.sqrt(self.n_cells - 1), _RIDGE)
         out = np.empty((members.n_features, self.effect.shape[1]), dtype=np.float32)
         for start in range(0, out.shape[1], _SOME_GENES):
             genes = slice(start, start + _SOME_GENES)
             change = self.spread1[:, genes] - self.spread0[:, genes][self.label]
-            out[:, genes] = solve(weighted @ change)
+            out[:, genes] = ridge.coefficients(change)
         return out
 
 

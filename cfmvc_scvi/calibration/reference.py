@@ -124,6 +124,11 @@ class ReferenceCells:
         vectors = torch.from_numpy(p).to(self.z.device).expand(len(self.z), -1)
         return module.transport(self.z, vectors, self.context, solver, self.flow)
 
+    def effect(self, log_share: Tensor, module: CFMVCModule) -> np.ndarray:
+        """Change (n_genes,) of the mean expected log1p CP10k when the log shares become these, (n, n_genes)."""
+        mean = np.exp(log_share.numpy()) * self.library[:, None]
+        return module.likelihood.expected_lognorm(mean, self.library).mean(axis=0) - self.level
+
     @torch.inference_mode()
     def decoded(self, z: Tensor, module: CFMVCModule) -> Tensor:
         """Log share of every gene (n, n_genes), on the CPU, of the cells at other latents."""

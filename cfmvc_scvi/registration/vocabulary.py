@@ -43,6 +43,10 @@ class Condition:
         """What identifies the condition, whatever its spelling."""
         return self.members, self.doses
 
+    def parts(self) -> list[Condition]:
+        """Every member alone, at its dose."""
+        return [Condition(member, (member,), (dose,)) for member, dose in zip(self.members, self.doses, strict=True)]
+
 
 class UnknownPerturbationError(ValueError):
     """A perturbation that was not in the training data and has no embedding."""
