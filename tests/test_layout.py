@@ -22,6 +22,7 @@ MAX_LINES = 400
 
 #: Level of every unit of the package. A unit imports only from units of lower levels (level 0 is one unit).
 LEVELS = {
+    "_arguments": 0,
     "_constants": 0,
     "_messages": 0,
     "_sparse": 0,

@@ -21,6 +21,7 @@ from cfmvc_scvi.cells.table import CellTable
 from cfmvc_scvi.registration.checks import check_finite_column, check_unique_genes
 from cfmvc_scvi.registration.counts import check_counts
 from cfmvc_scvi.registration.keys import SetupKeys, counts_matrix, counts_name
+from cfmvc_scvi.registration.spelling import known_spelling, text_of, texts_of
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class CellReader:
     ) -> np.ndarray:
         if key is None:
             return np.zeros(len(cells.obs), dtype=np.int64)
-        names = [str(level) for level in levels]
+        names = [text_of(level) for level in levels]
         if key in cells.obs:
             n_missing = int(cells.obs[key].isna().sum())
             if n_missing and not allow_unknown:
@@ -155,9 +156,9 @@ class CellReader:
                     f"{shortened(names, 20)}, "
                     "or leave them out."
                 )
-            values = cells.obs[key].astype(str).to_numpy()
+            values = texts_of(cells.obs[key])
         elif default is not None:
-            values = np.full(len(cells.obs), str(default))
+            values = np.full(len(cells.obs), known_spelling(default, names))
         elif allow_unknown:
             return np.full(len(cells.obs), -1, dtype=np.int64)
         else:
@@ -201,7 +202,7 @@ class CellReader:
         key = self.keys.sample_key
         if key is None or key not in cells.obs:
             return None
-        return pd.Index(self._samples).get_indexer(pd.Index(cells.obs[key].astype(str))).astype(np.int64)
+        return pd.Index(self._samples).get_indexer(pd.Index(texts_of(cells.obs[key]))).astype(np.int64)
 
     def _size_factor(self, cells: _Annotations) -> np.ndarray | None:
         key = self.keys.size_factor_key
@@ -217,7 +218,7 @@ class CellReader:
 
 def categories(field_registries: Mapping[str, Any], key: str) -> list[str]:
     """Levels of a categorical field, in the order of their codes."""
-    return [str(level) for level in field_registries[key]["state_registry"]["categorical_mapping"]]
+    return [text_of(level) for level in field_registries[key]["state_registry"]["categorical_mapping"]]
 
 
 def unknown_level_message(what: str, where: str, unknown: Sequence[str], known: Sequence[str]) -> str:

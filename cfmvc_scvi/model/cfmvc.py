@@ -10,6 +10,7 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 
+from cfmvc_scvi._base import single_precision
 from cfmvc_scvi._constants import AUTO, CFMVC_KEYS
 from cfmvc_scvi._messages import unknown_choice
 from cfmvc_scvi.flow import get_coupling
@@ -78,6 +79,7 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
     >>> predicted = model.predict_perturbation(perturbation="P1")
     """
 
+    @single_precision
     def __init__(
         self,
         adata: AnnData | None = None,

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
+from cfmvc_scvi._base import single_precision
 from cfmvc_scvi.calibration import ObservedEffects
 from cfmvc_scvi.calibration.populations import Populations
 from cfmvc_scvi.calibration.process_error import find_misfit
@@ -25,6 +26,7 @@ class EffectMixin(RequestMixin, SupportMixin):
     Relies on the reading of requests, on the support of conditions and on the model's calibration.
     """
 
+    @single_precision
     def get_perturbation_effect(
         self,
         perturbation: str,

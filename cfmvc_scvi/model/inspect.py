@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from cfmvc_scvi._base import single_precision
 from cfmvc_scvi.prediction.request import RequestMixin, default_solver
 from cfmvc_scvi.prediction.support import SupportMixin
 from cfmvc_scvi.registration.vocabulary import Condition
@@ -20,6 +21,7 @@ class InspectionMixin(RequestMixin, SupportMixin):
     Relies on the calibration's reference cells, the support of conditions and the reading of requests.
     """
 
+    @single_precision
     def get_perturbation_embedding(
         self, perturbation: Sequence[str] | pd.DataFrame | None = None, *, dosage: float | str | None = None
     ) -> pd.DataFrame:
@@ -64,6 +66,7 @@ class InspectionMixin(RequestMixin, SupportMixin):
             moves.append((cells.moved(p, self.module, solver) - cells.z).mean(dim=0))
         return torch.stack(moves).mean(dim=0).cpu().numpy()
 
+    @single_precision
     def get_effect_coefficients(self) -> pd.DataFrame:
         """Effect coefficients alpha of every perturbation in every cell type.
 
@@ -81,6 +84,7 @@ class InspectionMixin(RequestMixin, SupportMixin):
         index = pd.MultiIndex.from_product([labels, types], names=["perturbation", "cell_type"])
         return pd.DataFrame(alpha, index=index, columns=[f"basis_{k}" for k in range(alpha.shape[1])])
 
+    @single_precision
     def get_velocity(
         self, adata: AnnData | None = None, perturbation: str | None = None, t: float = 0.0
     ) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cfmvc_scvi._base import MADE_ANEW, ConditionKey, ModelBase
+from cfmvc_scvi._base import MADE_ANEW, ConditionKey, ModelBase, single_precision
 from cfmvc_scvi._types import CellSplit
 from cfmvc_scvi.calibration import Calibration
 from cfmvc_scvi.calibration.populations import Populations
@@ -123,6 +123,7 @@ class TrainingMixin(ModelBase):
         )
         self.train_flow(flow_max_epochs, batch_size=flow_batch_size, plan_kwargs=flow_plan_kwargs, **common)
 
+    @single_precision
     def train_vae(
         self,
         max_epochs: int | None = None,
@@ -180,6 +181,7 @@ class TrainingMixin(ModelBase):
         if stopped is not None:
             raise stopped
 
+    @single_precision
     def train_flow(
         self,
         max_epochs: int | None = None,
@@ -251,6 +253,7 @@ class TrainingMixin(ModelBase):
         self.calibration_ = self._fit_calibration(cache, populations)
         self.is_flow_trained_ = self.is_trained_ = True
 
+    @single_precision
     def calibrate(self, estimator: str | None = "average", *, spread: bool = True) -> None:
         """Calibrate a trained model anew, to another estimate of the mean effects; the networks stay as they are.
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from anndata import AnnData
 
+from cfmvc_scvi._base import single_precision
 from cfmvc_scvi._messages import shortened
 from cfmvc_scvi.prediction.output import latent_var
 from cfmvc_scvi.prediction.predict import PredictionMixin
@@ -21,6 +22,7 @@ class TrajectoryMixin(PredictionMixin):
     Relies on :class:`~cfmvc_scvi.prediction.predict.PredictionMixin` for the cells and the annotations of the result.
     """
 
+    @single_precision
     def get_trajectory(
         self,
         adata: AnnData | None = None,

@@ -12,6 +12,7 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
+from cfmvc_scvi._base import single_precision
 from cfmvc_scvi._constants import CP10K
 from cfmvc_scvi._types import FlowContext, obs_of
 from cfmvc_scvi.cells.latents import CellPosterior
@@ -29,6 +30,7 @@ class GenerationMixin(PredictionMixin):
     Relies on :class:`~cfmvc_scvi.prediction.predict.PredictionMixin` for the annotations of the result.
     """
 
+    @single_precision
     def generate_cells(
         self,
         perturbation: str,

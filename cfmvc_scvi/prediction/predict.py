@@ -16,6 +16,7 @@ from scvi import settings
 from scvi.utils import track
 from torch import Tensor
 
+from cfmvc_scvi._base import single_precision
 from cfmvc_scvi.calibration.change import (
     LevelChange,
     RateChange,
@@ -43,6 +44,7 @@ class PredictionMixin(RequestMixin, SupportMixin):
     Relies on the reading of requests, on the support of conditions and on the model's calibration.
     """
 
+    @single_precision
     def predict_perturbation(
         self,
         adata: AnnData | None = None,

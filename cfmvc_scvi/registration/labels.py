@@ -51,7 +51,9 @@ def find_control_group(levels: Sequence[str], control_group: str | Sequence[str]
         warn_of_other_controls(levels, usual)
         return usual
     alike = [level for level in levels if looks_like_control(level)]
-    found = f"several levels look like one: {shortened(alike)}" if alike else "none of the levels has a usual control name"
+    found = (
+        f"several levels look like one: {shortened(alike)}" if alike else "none of the levels has a usual control name"
+    )
     offer = f" All of these: `control_group={shortened(alike, 30)}`." if alike else ""
     raise ValueError(
         f"Which perturbation is the control? {found}. Pass `control_group=` one (or a list) of {shortened(levels, 30)}."

@@ -23,7 +23,9 @@ def test_one_usual_name_is_taken(columns, expected):
     assert usual_column("perturbation_key", columns) == expected
 
 
-@pytest.mark.parametrize("name", ["NT", "non-targeting_001", "safe-targeting", "sgNT-2", "Scramble", "neg_ctrl_3", "ctrl"])
+@pytest.mark.parametrize(
+    "name", ["NT", "non-targeting_001", "safe-targeting", "sgNT-2", "Scramble", "neg_ctrl_3", "ctrl"]
+)
 def test_control_guides(name):
     assert looks_like_control(name)
 

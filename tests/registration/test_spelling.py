@@ -29,7 +29,9 @@ def test_exponents_are_no_delimiters(text, expected):
     assert split_doses(text, "+") == expected
 
 
-@pytest.mark.parametrize("column", [[1, 2], ["1", "2 "], [" 1", "2"], pd.Categorical([1, 2]), pd.array([1, 2], "Int64")])
+@pytest.mark.parametrize(
+    "column", [[1, 2], ["1", "2 "], [" 1", "2"], pd.Categorical([1, 2]), pd.array([1, 2], "Int64")]
+)
 def test_labels_of_any_type_have_one_text(column):
     assert texts_of(pd.Series(column)).tolist() == ["1", "2"]
 
@@ -44,7 +46,9 @@ def test_lists_of_every_kind():
 def test_blanks_around_a_control_name_are_no_part_of_it(simulated, control_group):
     p = simulated.obs["perturbation"].astype(str)
     simulated.obs["condition"] = [" ctrl " if x == "control" else f"{x} + ctrl " for x in p]
-    arguments = {name: None for name in ("layer", "batch_key", "labels_key", "dosage_key", "perturbation_embedding_key")}
+    arguments = {
+        name: None for name in ("layer", "batch_key", "labels_key", "dosage_key", "perturbation_embedding_key")
+    }
     arguments |= {name: None for name in ("spatial_key", "size_factor_key", "sample_key")}
     arguments |= {"categorical_covariate_keys": None, "continuous_covariate_keys": None}
     keys = resolve_keys(
