@@ -25,7 +25,7 @@ from cfmvc_scvi.cells.reader import CellReader, categories
 from cfmvc_scvi.cells.table import ROW_UNIT, CellTable
 from cfmvc_scvi.module import CFMVCModule
 from cfmvc_scvi.registration.fields import vocabulary_state
-from cfmvc_scvi.registration.keys import SetupKeys, has_presence_matrix
+from cfmvc_scvi.registration.keys import SetupKeys
 from cfmvc_scvi.registration.registration import CellConditions
 from cfmvc_scvi.registration.spelling import texts_of
 from cfmvc_scvi.registration.vocabulary import PerturbationVocabulary
@@ -147,7 +147,7 @@ class ModelBase(BaseModelClass):
     def _check_unchanged(self, adata: AnnData) -> None:
         """Raise when the registered perturbation column was overwritten."""
         key = self.setup_keys.perturbation_key
-        codes = None if has_presence_matrix(adata, key) else registered_codes(self, CFMVC_KEYS.PERTURBATION_KEY)
+        codes = None if self._has_presence_matrix else registered_codes(self, CFMVC_KEYS.PERTURBATION_KEY)
         if codes is None or key not in adata.obs:
             return
         levels = texts_of(self._levels(CFMVC_KEYS.PERTURBATION_KEY))
@@ -158,6 +158,12 @@ class ModelBase(BaseModelClass):
                 "`setup_anndata`. The column says what was done to each cell; what to predict is asked for by "
                 "`perturbation=`. Put the column back, or set the data up again and make a new model."
             )
+
+    @cached_property
+    def _has_presence_matrix(self) -> bool:
+        """Whether the perturbations were registered as a presence matrix, with or without the data at hand."""
+        field = self._field_registries[CFMVC_KEYS.PERTURBATION_KEY]
+        return field["data_registry"]["attr_name"] == "obsm"
 
     def _levels(self, field: str) -> np.ndarray:
         """Levels of a categorical field as they are in the data, in the order of their codes."""

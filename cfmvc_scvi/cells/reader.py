@@ -19,9 +19,9 @@ from cfmvc_scvi._messages import close_matches, missing_genes, shortened
 from cfmvc_scvi._types import FlowContext, obs_of
 from cfmvc_scvi.cells.table import CellTable
 from cfmvc_scvi.registration.checks import check_finite_column, check_unique_genes
-from cfmvc_scvi.registration.counts import check_counts
-from cfmvc_scvi.registration.keys import SetupKeys, counts_matrix, counts_name
+from cfmvc_scvi.registration.keys import SetupKeys
 from cfmvc_scvi.registration.spelling import known_spelling, text_of, texts_of
+from cfmvc_scvi.registration.units import check_units, registered_counts
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,7 @@ class CellReader:
         if rows is not None:
             counts = counts[rows]
         cells = self._annotations(adata, rows)
-        found = check_counts(
-            counts, counts_name(self.keys.layer), allow_noncounts=self.keys.allow_noncounts, warn=False, is_new=False
-        )
+        found = check_units(adata, counts, self.keys)
         if sparse.issparse(counts):
             counts = counts.tocsr()
         size_factor = self._size_factor(cells)
@@ -106,7 +104,7 @@ class CellReader:
         )
 
     def _align_genes(self, adata: AnnData) -> Any:
-        matrix = counts_matrix(adata, self.keys.layer)
+        matrix = registered_counts(adata, self.keys)
         if adata.var_names.equals(self.var_names):
             return matrix
         check_unique_genes(adata)

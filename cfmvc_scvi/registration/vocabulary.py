@@ -153,7 +153,7 @@ class PerturbationVocabulary:
         parts = split_doses(dosage, delimiter) if isinstance(dosage, str) else [dosage]
         try:
             doses = [float(part) for part in parts]
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(
                 f"Dosage {dosage!r} of perturbation {label!r} is not a number, nor numbers delimited by {delimiter!r}."
             ) from error

@@ -43,7 +43,7 @@ def test_the_users_columns_are_left_alone(sources):
 
 def test_draws_are_numbered(sources):
     obs = annotated(sources([4, 1]), [Request(A)], draws=3)
-    assert obs["sample"].tolist() == [0, 0, 1, 1, 2, 2] and obs.index[4] == "c4_A_2" and obs.index.is_unique
+    assert obs["draw"].tolist() == [0, 0, 1, 1, 2, 2] and obs.index[4] == "c4_A_2" and obs.index.is_unique
 
 
 @pytest.mark.parametrize(
