@@ -23,8 +23,8 @@ def whole_number(argument: str, value: Any, least: int = 1) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(
-            f"`{argument}` is {value!r}, of type {type(value).__name__}; it must be a whole number of at least {least}, "
-            f"such as {max(least, 10)}."
+            f"`{argument}` is {value!r}, of type {type(value).__name__}; it must be a whole number of at least "
+            f"{least}, such as {max(least, 10)}."
         )
     if value < least:
         raise ValueError(f"`{argument}` is {value}; it must be a whole number of at least {least}.")

@@ -133,8 +133,8 @@ class ModelBase(BaseModelClass):
     def get_var_names(self, legacy_mudata_format: bool = False) -> Any:
         """Names of the genes that the model was set up with, in its order.
 
-        They are those of the registration: where the genes of the AnnData were filtered or ordered anew since, the model
-        still has these, and finds them by name.
+        They are those of the registration: where the genes of the AnnData were filtered or ordered anew since, the
+        model still has these, and finds them by name.
         """
         return np.asarray(self._var_names)
 
@@ -154,8 +154,8 @@ class ModelBase(BaseModelClass):
         changed = np.flatnonzero(levels[codes] != texts_of(adata.obs[key]))
         if len(changed):
             raise ValueError(
-                f"adata.obs[{key!r}] of the registered data was changed for {len(changed)} of {adata.n_obs} cells since "
-                "`setup_anndata`. The column says what was done to each cell; what to predict is asked for by "
+                f"adata.obs[{key!r}] of the registered data was changed for {len(changed)} of {adata.n_obs} cells "
+                "since `setup_anndata`. The column says what was done to each cell; what to predict is asked for by "
                 "`perturbation=`. Put the column back, or set the data up again and make a new model."
             )
 

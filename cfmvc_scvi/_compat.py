@@ -73,7 +73,7 @@ def is_registered(model: BaseModelClass, adata: AnnData) -> bool:
 
 
 def registered_codes(model: BaseModelClass, field: str) -> np.ndarray | None:
-    """Codes of a categorical field at registration, shape (n_cells,); ``None`` where the data were set up anew since."""
+    """Codes of a categorical field of the cells at registration; ``None`` where the data were set up anew since."""
     manager = model.adata_manager
     if manager is None or manager.adata.uns.get(_MANAGER_UUID_KEY) != manager.id:
         return None

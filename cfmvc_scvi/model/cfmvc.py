@@ -10,6 +10,7 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 
+from cfmvc_scvi._arguments import whole_number
 from cfmvc_scvi._base import single_precision
 from cfmvc_scvi._constants import AUTO, CFMVC_KEYS
 from cfmvc_scvi._messages import unknown_choice
@@ -98,6 +99,10 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
         if flow_source not in FLOW_SOURCES:
             raise ValueError(unknown_choice("flow_source", flow_source, FLOW_SOURCES))
         get_coupling(coupling)  # refuses an unknown one
+        sizes_given = {"n_latent": n_latent, "n_latent_technical": n_latent_technical, "n_hidden": n_hidden}
+        sizes_given |= {"n_layers": n_layers, "n_basis": n_basis, "n_hidden_flow": n_hidden_flow}
+        for argument, value in sizes_given.items():
+            whole_number(argument, value)
         super().__init__(adata, registry)
         sizes = cast("dict[str, int]", self.summary_stats)
         self.module = self._module_cls(

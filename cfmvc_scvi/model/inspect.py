@@ -34,8 +34,8 @@ class InspectionMixin(RequestMixin, SupportMixin):
         ----------
         perturbation
             Labels, or a DataFrame of conditions, as in :meth:`predict_perturbation`: combinations, and perturbations
-            that were not in training but have a vector. ``None`` is every single perturbation of the training data, at
-            its reference dose.
+            that were not in training but have a vector. ``None`` is every single perturbation that training cells
+            had, at its reference dose.
         dosage
             Dose of the perturbations.
 
@@ -46,7 +46,7 @@ class InspectionMixin(RequestMixin, SupportMixin):
         self._require_flow("embed perturbations")
         control = Condition(self.vocabulary.control_label)
         if perturbation is None and dosage is None:
-            asked = [self._reference_condition(name) for name in sorted(self.vocabulary.names)]
+            asked = [self._reference_condition(name) for name in sorted(self._trained_names)]
         else:
             asked = [request.condition for request in self._requests(perturbation, dosage, None)]
         conditions = [control, *(condition for condition in asked if not condition.is_control)]
@@ -75,7 +75,7 @@ class InspectionMixin(RequestMixin, SupportMixin):
         DataFrame ((perturbation, cell type) x basis); exactly zero for control.
         """
         self._require_flow("give effect coefficients")
-        labels = [self.vocabulary.control_label, *sorted(self.vocabulary.names)]
+        labels = [self.vocabulary.control_label, *sorted(self._trained_names)]
         types = sorted(self.cell_types)
         p = self._vectors(labels).repeat_interleave(len(types), dim=0)
         codes = torch.tensor([self.cell_types.index(name) for name in types], device=p.device).repeat(len(labels))
@@ -123,6 +123,7 @@ class InspectionMixin(RequestMixin, SupportMixin):
     def _vectors(self, labels: list[str]) -> torch.Tensor:
         """Vectors of perturbations, combinations or control, at their reference doses."""
         parsed = [self.vocabulary.parse(label) for label in labels]
+        self._check_trained(parsed)
         reference = self.vocabulary.reference_dose
         conditions = [Condition(c.label, c.members, tuple(reference.get(m, 1.0) for m in c.members)) for c in parsed]
         return torch.from_numpy(self.vocabulary.encode(conditions)).to(self.module.device)

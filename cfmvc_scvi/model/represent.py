@@ -74,8 +74,8 @@ class RepresentationMixin(RNASeqMixin, VAEMixin, ModelBase):
     def get_marginal_ll(self, *args: Any, **kwargs: Any) -> float:
         """Not available: the marginal likelihood needs importance sampling over both latents; see :meth:`get_elbo`."""
         raise NotImplementedError(
-            "CFMVC has no `get_marginal_ll`: importance sampling over its two latents is not implemented. `get_elbo` is a "
-            "lower bound of it, `get_reconstruction_error` the part of the counts."
+            "CFMVC has no `get_marginal_ll`: importance sampling over its two latents is not implemented. `get_elbo` "
+            "is a lower bound of it, `get_reconstruction_error` the part of the counts."
         )
 
     @classmethod
@@ -137,9 +137,9 @@ class RepresentationMixin(RNASeqMixin, VAEMixin, ModelBase):
     def _validate_anndata(self, adata: AnnData | None = None, **kwargs: Any) -> AnnData:
         """Data for scvi-tools' own methods, checked as ours are: units, genes by name, categories.
 
-        scvi-tools writes into what it is given, compares the number of genes alone, and overlooks a new category that is
-        0 or False. So new data are handed on as a copy that shares their counts, and so are the registered ones where
-        their genes are no longer those of the model.
+        scvi-tools writes into what it is given, compares the number of genes alone, and overlooks a new category
+        that is 0 or False. So new data are handed on as a copy that shares their counts, and so are the registered ones
+        where their genes are no longer those of the model.
         """
         own = adata is None or adata is self.adata
         adata = self._require_adata("use its cells") if adata is None else adata

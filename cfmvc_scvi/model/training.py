@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
+from scvi import settings
 
+from cfmvc_scvi._arguments import whole_number
 from cfmvc_scvi._base import MADE_ANEW, ConditionKey, ModelBase, single_precision
+from cfmvc_scvi._messages import shortened
 from cfmvc_scvi._types import CellSplit
 from cfmvc_scvi.calibration import Calibration
 from cfmvc_scvi.calibration.populations import Populations
@@ -74,7 +78,7 @@ class TrainingMixin(ModelBase):
         Parameters
         ----------
         vae_max_epochs, flow_max_epochs
-            Passes over the cells; ``None`` chooses them by the number of cells.
+            Passes over the cells, at least 1; ``None`` chooses them by the number of cells.
         batch_size, flow_batch_size
             Cells per step of each stage.
         train_size, validation_size
@@ -95,10 +99,13 @@ class TrainingMixin(ModelBase):
             of a run that was never interrupted, to the bit. Where the folder holds no state, start from the beginning;
             so a job that may be killed can always be called with ``resume=True``.
         **trainer_kwargs
-            Further arguments of :class:`scvi.train.Trainer`, for both stages.
+            Further arguments of :class:`scvi.train.Trainer`, for both stages. ``early_stopping_monitor`` is for the
+            stage that logs it, the flow for names that begin with ``flow_``; the other stage watches its own loss.
 
         Raises
         ------
+        TypeError
+            For ``max_epochs`` or ``plan_kwargs``, which each stage has of its own, and numbers that are not whole.
         FloatingPointError
             When a stage diverges, with the stage, the epoch and a remedy. If it is stage 2, the VAE is
             trained and :meth:`get_latent_representation` works.
@@ -109,7 +116,12 @@ class TrainingMixin(ModelBase):
         KeyboardInterrupt
             After Ctrl-C, with a warning that says what is usable: the weights are those of the last finished epoch.
         """
+        _refuse_of_one_stage(trainer_kwargs)
+        sizes = {"vae_max_epochs": vae_max_epochs, "flow_max_epochs": flow_max_epochs}
+        sizes |= {"batch_size": batch_size, "flow_batch_size": flow_batch_size}
+        _check_sizes(**sizes)
         reject_unknown("flow_plan_kwargs", flow_plan_kwargs or {}, FlowTrainingPlan.__init__)
+        monitor = trainer_kwargs.pop("early_stopping_monitor", None)
         common = {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping, **trainer_kwargs}
         common |= {"checkpoint_dir": checkpoint_dir, "resume": resume}
         self.train_vae(
@@ -120,8 +132,15 @@ class TrainingMixin(ModelBase):
             data_on_device=data_on_device,
             plan_kwargs=vae_plan_kwargs,
             **common,
+            **_monitor_of("vae", monitor),
         )
-        self.train_flow(flow_max_epochs, batch_size=flow_batch_size, plan_kwargs=flow_plan_kwargs, **common)
+        self.train_flow(
+            flow_max_epochs,
+            batch_size=flow_batch_size,
+            plan_kwargs=flow_plan_kwargs,
+            **common,
+            **_monitor_of("flow", monitor),
+        )
 
     @single_precision
     def train_vae(
@@ -142,6 +161,7 @@ class TrainingMixin(ModelBase):
     ) -> None:
         """Stage 1 alone, with the arguments of :meth:`train`; a flow trained before no longer fits and is dropped."""
         adata = self._require_adata("train")
+        _check_sizes(max_epochs=max_epochs, batch_size=batch_size)
         checkpoints = CheckpointFolder.of(checkpoint_dir, resume)
         arguments = StageArguments(
             max_epochs=max_epochs,
@@ -197,6 +217,7 @@ class TrainingMixin(ModelBase):
     ) -> None:
         """Stage 2 alone, on the split of stage 1; the VAE keeps every bit. The arguments are those of :meth:`train`."""
         self._require_adata("train")
+        _check_sizes(max_epochs=max_epochs, batch_size=batch_size)
         checkpoints = CheckpointFolder.of(checkpoint_dir, resume)
         arguments = StageArguments(
             max_epochs=max_epochs,
@@ -211,6 +232,7 @@ class TrainingMixin(ModelBase):
         if not self.vocabulary.names:
             raise ValueError("All cells are control cells: there is no perturbation for the flow to learn.")
         cache = self._cache_latents()
+        self._warn_of_untrained(cache)
         populations = Populations.of(cache, self._fitted_rows, len(self.cell_types))
         self._fit_doses(cache, populations)
         if resumed is not None and resumed["finished"]:
@@ -246,6 +268,24 @@ class TrainingMixin(ModelBase):
         self._finish_flow(cache, populations)
         if stopped is not None:
             raise stopped
+
+    def _warn_of_untrained(self, cache: LatentCache) -> None:
+        """Name the perturbations that no training cell has."""
+        if self.vocabulary.has_embedding:
+            return
+        trained = {
+            member
+            for code in np.unique(cache.condition[self._split.train])
+            for member in cache.conditions[code].members
+        }
+        untrained = [name for name in self.vocabulary.names if name not in trained]
+        if untrained:
+            warnings.warn(
+                f"No training cell had {shortened(untrained)}: all of its cells fell among the validation or test cells. "
+                "It cannot be predicted. Train on more cells (`train_size`), or leave it out.",
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
 
     def _finish_flow(self, cache: LatentCache, populations: Populations) -> None:
         """What makes a flow usable once its weights are there."""
@@ -376,6 +416,29 @@ def _trained_conditions(cache: LatentCache, train: np.ndarray) -> tuple[list[tup
     labels = cache.cells.context.labels.numpy()[train]
     pairs = sorted(Counter(zip(cache.condition[train].tolist(), labels.tolist(), strict=True)).items())
     return [(cache.conditions[code].key, label) for (code, label), _ in pairs], [n for _, n in pairs]
+
+
+def _check_sizes(**sizes: int | None) -> None:
+    """Raise unless every number that is given is a whole one of at least 1."""
+    for argument, value in sizes.items():
+        if value is not None:
+            whole_number(argument, value)
+
+
+def _refuse_of_one_stage(given: Mapping[str, Any]) -> None:
+    """Raise for arguments of scvi-tools' models that here belong to one of two stages."""
+    for name in ("max_epochs", "plan_kwargs"):
+        if name in given:
+            raise TypeError(
+                f"`train` has two stages, each with its own `{name}`: pass `vae_{name}=` and `flow_{name}=`, or call "
+                "`train_vae` and `train_flow` one after the other."
+            )
+
+
+def _monitor_of(stage: Stage, monitor: str | None) -> dict[str, Any]:
+    """The metric that early stopping shall watch, for the stage that logs it."""
+    belongs = monitor is not None and str(monitor).startswith("flow_") == (stage == "flow")
+    return {"early_stopping_monitor": monitor} if belongs else {}
 
 
 def _epochs(steps: int, n_cells: int, batch_size: int) -> int:

@@ -91,7 +91,9 @@ class GenerationMixin(PredictionMixin):
         obs = self._generated_obs(cells, posterior, request, call)
         x = latent.numpy() if return_type == "latent" else self._emit(latent, context, cells, condition, call, rng)
         var = latent_var(latent.shape[1]) if return_type == "latent" else self._gene_var()
-        obsm: Any = {"X_cfmvc": latent.numpy()}  # anndata's annotation does not name arrays
+        key = self.setup_keys.spatial_key
+        coordinates = {} if key is None or context.spatial is None else {key: context.spatial.numpy()}
+        obsm: Any = coordinates | {"X_cfmvc": latent.numpy()}  # anndata's annotation does not name arrays
         layer = self._counts_layer(return_type)
         layers: Any = {} if layer is None else {layer: x.copy()}
         result = AnnData(x, obs=obs, var=var, obsm=obsm, layers=layers, uns=self._colors(obs))

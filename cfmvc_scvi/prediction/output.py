@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,6 +40,8 @@ class Output(ABC):
         Whether ``X`` is CSR rather than dense.
     layer
         Layer that gets the same values as ``X``.
+    obsm
+        Further arrays of the cells, such as their coordinates.
     """
 
     def __init__(
@@ -50,8 +53,9 @@ class Output(ABC):
         n_latent: int,
         is_sparse: bool,
         layer: str | None = None,
+        obsm: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        self.layer = layer
+        self.layer, self.obsm = layer, dict(obsm or {})
         self.obs, self.var, self.uns = obs, var, uns
         self.is_sparse = is_sparse
         self.shape = (len(obs), len(var))
@@ -94,7 +98,7 @@ class MemoryOutput(Output):
     def finish(self) -> AnnData:
         """See :meth:`Output.finish`."""
         x = sparse.vstack(self._blocks, format="csr") if self.is_sparse else self._x
-        obsm: Any = {_LATENT: self._latent}  # anndata's annotation does not name arrays
+        obsm: Any = self.obsm | {_LATENT: self._latent}  # anndata's annotation does not name arrays
         layers = {} if self.layer is None or x is None else {self.layer: x.copy()}
         return AnnData(x, obs=self.obs, var=self.var, uns=self.uns, obsm=obsm, layers=layers)
 
@@ -109,7 +113,7 @@ class FileOutput(Output):
         self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
         self._matrices = ["X"] if self.layer is None else ["X", f"layers/{self.layer}"]
         check_can_be_written(self.obs)
-        skeleton = AnnData(obs=self.obs, var=self.var, uns=self.uns)
+        skeleton = AnnData(obs=self.obs, var=self.var, uns=self.uns, obsm=cast(Any, self.obsm))
         require_space(path.parent, h5ad_size(skeleton), "the prediction")
         try:
             self._group: Any = self._open(skeleton)
@@ -235,11 +239,10 @@ def check_can_be_written(obs: pd.DataFrame) -> None:
         if kind not in _WRITABLE:
             bad[str(name)] = kind
     if bad:
-        first = next(iter(bad))
+        first, named = next(iter(bad)), ", ".join(f"{name!r} holds {kind}" for name, kind in bad.items())
         raise ValueError(
-            f"Columns of obs cannot be written to a file: {', '.join(f'{name!r} holds {kind}' for name, kind in bad.items())}."
-            f" Make them text in the cells that are given, `adata.obs[{first!r}] = adata.obs[{first!r}].astype(str)`, or "
-            "leave them out."
+            f"Columns of obs cannot be written to a file: {named}. Make them text in the cells that are given, "
+            f"`adata.obs[{first!r}] = adata.obs[{first!r}].astype(str)`, or leave them out."
         )
 
 

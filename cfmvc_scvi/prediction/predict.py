@@ -96,8 +96,8 @@ class PredictionMixin(RequestMixin, SupportMixin):
             their logarithms cannot both be right.
             ``"latent"``: the transported intrinsic latent alone.
         n_samples
-            For ``"counts"``, draws per cell, in rows of their own that ``obs["draw"]`` numbers; else the number of posterior draws of the
-            latent that are averaged, where 1 uses the posterior mean.
+            For ``"counts"``, draws per cell, in rows of their own that ``obs["draw"]`` numbers; else the number of
+            posterior draws of the latent that are averaged, where 1 uses the posterior mean.
         n_steps, solver
             Steps and method of the flow: ``"euler"``, ``"midpoint"``, ``"rk4"`` or ``"adaptive"``.
         batch_size
@@ -226,8 +226,8 @@ class PredictionMixin(RequestMixin, SupportMixin):
         if asked:
             warnings.warn(
                 f"{int(found.sum())} of the {len(found)} cells are perturbed already, by their "
-                f"{self.setup_keys.perturbation_key!r}: {shortened(asked, 3)} is predicted on top of that, which the training "
-                "data say nothing about, and their support is 'new combination'. Give control cells alone.",
+                f"{self.setup_keys.perturbation_key!r}: {shortened(asked, 3)} is predicted on top of that, which the "
+                "training data say nothing about, and their support is 'new combination'. Give control cells alone.",
                 UserWarning,
                 stacklevel=settings.warnings_stacklevel,
             )
@@ -313,6 +313,7 @@ class PredictionMixin(RequestMixin, SupportMixin):
             var=var,
             uns={"cfmvc": self._describe(call, requests)} | self._colors(obs),
             layer=self._counts_layer(call.return_type),
+            obsm=self._coordinates([sources[request.labels] for request in requests], call.draws),
             n_latent=self.module.n_latent,
             is_sparse=call.return_type == "counts",
         )
@@ -346,6 +347,14 @@ class PredictionMixin(RequestMixin, SupportMixin):
     def _counts_layer(self, return_type: ReturnType) -> str | None:
         """Layer of a result that holds its counts, as the registered layer does in the data."""
         return self.setup_keys.layer if return_type in ("mean", "counts") else None
+
+    def _coordinates(self, sources: Sequence[SourceCells], draws: int) -> dict[str, np.ndarray]:
+        """Coordinates of the cells of every block of a result, where the model has any."""
+        key, parts = self.setup_keys.spatial_key, []
+        for source in sources:
+            spatial = source.cells.context.spatial
+            parts += [] if spatial is None else [spatial[: source.n_cells].numpy()] * draws
+        return {} if key is None or not parts else {key: np.concatenate(parts)}
 
     def _colors(self, obs: pd.DataFrame) -> dict[str, Any]:
         """Colours that the registered data have for columns whose levels are the same in a result."""

@@ -280,9 +280,9 @@ class RequestMixin(ModelBase):
         untrained = [name for name in asked if name not in trained]
         if untrained:
             raise UnknownPerturbationError(
-                f"No training cell had {shortened(untrained)}: all its cells fell among the validation or test cells, so "
-                "the model knows nothing of it. Train on more of its cells (a larger `train_size`), leave it out, or give "
-                "vectors (`perturbation_embedding_key`)."
+                f"No training cell had {shortened(untrained)}: all its cells fell among the validation or test cells, "
+                "so the model knows nothing of it. Train on more of its cells (a larger `train_size`), leave it out, "
+                "or give vectors (`perturbation_embedding_key`)."
             )
 
     @cached_property

@@ -112,7 +112,7 @@ def _concatenate(blocks: list[pd.DataFrame]) -> pd.DataFrame:
 def _unify(blocks: list[pd.DataFrame], name: Hashable) -> None:
     """Give a column the same categories in all blocks."""
     values = [pd.Categorical(block[name]) for block in blocks]
-    levels = pd.Index([]).append([v.categories for v in values]).unique()
+    levels = values[0].categories.append([v.categories for v in values[1:]]).unique()
     for block, value in zip(blocks, values, strict=True):
         block[name] = value.set_categories(levels)
 

@@ -57,15 +57,10 @@ def check_units(adata: AnnData, counts: Any, keys: SetupKeys) -> CountSummary:
         is_new=False,
     )
     rows = found.rows
-    if (
-        expected
-        and found.n_fractional
-        and not keys.allow_noncounts
-        and len(rows) > 2
-        and np.ptp(rows) < 1e-3 * rows.mean()
-    ):
+    normalised = found.n_fractional > 0 and len(rows) > 2 and np.ptp(rows) < 1e-3 * rows.mean()
+    if expected and normalised and not keys.allow_noncounts:
         raise ValueError(
-            f"{counts_name(keys.layer)} of this prediction was normalised (every cell sums to {rows.mean():.6g}); the model "
-            "reads the expected counts as they were predicted."
+            f"{counts_name(keys.layer)} of this prediction was normalised (every cell sums to {rows.mean():.6g}); the "
+            "model reads the expected counts as they were predicted."
         )
     return found

@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cfmvc_scvi._types import CellSplit
 from cfmvc_scvi.flow import Adaptive
 from cfmvc_scvi.prediction.request import PredictionCall, RequestReader
 from cfmvc_scvi.registration.keys import SetupKeys
-from cfmvc_scvi.registration.vocabulary import PerturbationVocabulary
+from cfmvc_scvi.registration.vocabulary import PerturbationVocabulary, UnknownPerturbationError
 
 KEYS = SetupKeys(None, "plate", "cell_type", "drug", ["DMSO"], "+", None, None, None, None, None, None)
 VOCABULARY = PerturbationVocabulary(["DMSO"], ["A", "B"], "+", reference_dose={"A": 10.0})
@@ -122,7 +123,9 @@ def coded(simulate, build, fit):
     return fit(build(adata, setup))
 
 
-@pytest.mark.parametrize("label", [1, 1.0, "1", " 1 ", np.int64(1), np.array(1), np.array("1"), [1], (1,), pd.Index([1])])
+@pytest.mark.parametrize(
+    "label", [1, 1.0, "1", " 1 ", np.int64(1), np.array(1), np.array("1"), [1], (1,), pd.Index([1])]
+)
 def test_a_label_of_any_type(coded, label):
     expected = coded.predict_perturbation(perturbation="1", dosage=10)
     found = coded.predict_perturbation(perturbation=label, dosage=10)
@@ -170,7 +173,9 @@ def test_doses_written_as_text_come_back_exactly(simulate, build, fit, dose):
     adata = simulate(n_pairs=1)
     p = adata.obs["perturbation"].astype(str)
     pairs = p.str.contains("+", regex=False) & (np.arange(300) % 2 == 0)
-    adata.obs["dose"] = ["0" if x == "control" else f"{dose}+1" if pair else dose for x, pair in zip(p, pairs, strict=True)]
+    adata.obs["dose"] = [
+        "0" if x == "control" else f"{dose}+1" if pair else dose for x, pair in zip(p, pairs, strict=True)
+    ]
     model = fit(build(adata, {"combination_delimiter": "+", "dosage_key": "dose"}))
     predicted = model.predict_perturbation(show_progress=False)
     assert set(predicted.obs["dose"]) == set(adata.obs["dose"]) - {"0"}
@@ -180,7 +185,15 @@ def test_doses_written_as_text_come_back_exactly(simulate, build, fit, dose):
 
 def test_a_perturbation_without_training_cells_is_not_answered(simulate, build, fit):
     adata = simulate(n_pairs=0)
-    adata.obs["perturbation"] = adata.obs["perturbation"].astype(str)
     model = build(adata)
+    is_p3 = (adata.obs["perturbation"] == "P3").to_numpy()
+    model._set_split(CellSplit(np.flatnonzero(~is_p3), np.flatnonzero(is_p3), np.array([], dtype=int)))
     with pytest.warns(UserWarning, match=r"No training cell had \['P3'\]"):
-        fit(model, train_size=0.5, rest="P3")
+        fit(model)
+    assert "P3" not in model.get_perturbation_embedding().index
+    assert "P3" not in model.get_effect_coefficients().index.get_level_values(0)
+    assert "P3" not in set(model.predict_perturbation(show_progress=False).obs["perturbation"])
+    for ask in (model.get_perturbation_effect, model.generate_cells, model.get_trajectory, model.get_velocity):
+        arguments = {"n_cells": 3} if ask.__name__ == "generate_cells" else {}
+        with pytest.raises(UnknownPerturbationError, match=r"No training cell had \['P3'\]"):
+            ask(perturbation="P3", **arguments)

@@ -46,10 +46,8 @@ def test_lists_of_every_kind():
 def test_blanks_around_a_control_name_are_no_part_of_it(simulated, control_group):
     p = simulated.obs["perturbation"].astype(str)
     simulated.obs["condition"] = [" ctrl " if x == "control" else f"{x} + ctrl " for x in p]
-    arguments = {
-        name: None for name in ("layer", "batch_key", "labels_key", "dosage_key", "perturbation_embedding_key")
-    }
-    arguments |= {name: None for name in ("spatial_key", "size_factor_key", "sample_key")}
+    arguments = dict.fromkeys(("layer", "batch_key", "labels_key", "dosage_key", "perturbation_embedding_key"))
+    arguments |= dict.fromkeys(("spatial_key", "size_factor_key", "sample_key"))
     arguments |= {"categorical_covariate_keys": None, "continuous_covariate_keys": None}
     keys = resolve_keys(
         simulated,
