@@ -281,8 +281,8 @@ class TrainingMixin(ModelBase):
         untrained = [name for name in self.vocabulary.names if name not in trained]
         if untrained:
             warnings.warn(
-                f"No training cell had {shortened(untrained)}: all of its cells fell among the validation or test cells. "
-                "It cannot be predicted. Train on more cells (`train_size`), or leave it out.",
+                f"No training cell had {shortened(untrained)}: all of its cells fell among the validation or test "
+                "cells. It cannot be predicted. Train on more cells (`train_size`), or leave it out.",
                 UserWarning,
                 stacklevel=settings.warnings_stacklevel,
             )
