@@ -13,7 +13,7 @@ from scvi.data import AnnDataManager
 from cfmvc_scvi._arguments import whole_number
 from cfmvc_scvi._base import single_precision
 from cfmvc_scvi._constants import AUTO, CFMVC_KEYS
-from cfmvc_scvi._messages import unknown_choice
+from cfmvc_scvi._messages import shortened, unknown_choice
 from cfmvc_scvi.flow import get_coupling
 from cfmvc_scvi.model.persist import PersistenceMixin
 from cfmvc_scvi.model.programs import ProgramMixin
@@ -131,6 +131,20 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
         )
         self.init_params_ = self._get_init_params(locals())
 
+    def __repr__(self) -> str:
+        """What the model is made of, what of it is trained, and its data."""
+        sizes = cast("dict[str, int]", self.summary_stats)
+        stages = {"autoencoder": self.is_vae_trained_, "flow": self.is_flow_trained_}
+        trained = " and ".join(name for name, is_trained in stages.items() if is_trained)
+        vocabulary = self.vocabulary
+        return (
+            f"{self._model_summary_string}\n"
+            f"data: {sizes['n_cells']} cells, {sizes['n_vars']} genes, {len(self.batches)} batches, "
+            f"{len(self.cell_types)} cell types: {shortened(self.cell_types, 5)}\n"
+            f"control: {shortened(vocabulary.control_group, 5)}, perturbations: {shortened(vocabulary.names, 5)}\n"
+            f"trained: {trained or 'nothing yet'}"
+        )
+
     @classmethod
     def setup_anndata(
         cls,
@@ -164,9 +178,11 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
             Column of ``obs`` with the batch. :data:`~cfmvc_scvi.AUTO` takes ``"batch"`` when it is there, ``None``
             has no batches.
         labels_key
-            Column of ``obs`` with the cell type; AUTO takes ``"cell_type"``.
+            Column of ``obs`` with the cell type; AUTO takes ``"cell_type"``, or a column such as ``"celltype"`` that
+            alone has a usual name.
         perturbation_key
-            Column of ``obs`` with the perturbation; AUTO takes ``"perturbation"``. Or a key of ``obsm``: a DataFrame
+            Column of ``obs`` with the perturbation; AUTO takes ``"perturbation"``, or a column such as ``"condition"``,
+            ``"treatment"``, ``"stim"`` or ``"guide"`` that alone has a usual name. Or a key of ``obsm``: a DataFrame
             of 0 and 1 with one column per perturbation, where cells can have several (guides in a screen, say).
         control_group
             Level (or levels) of the perturbation column that is unperturbed. ``None`` takes the one level with a
@@ -183,7 +199,7 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
         spatial_key
             Key of ``adata.obsm`` with coordinates; AUTO takes ``"spatial"``.
         categorical_covariate_keys, continuous_covariate_keys
-            Further columns of ``obs`` that describe the context.
+            Further columns of ``obs`` that describe the context: a name, or a list of names.
         size_factor_key
             Column of ``obs`` with each cell's library size, where the genes at hand are a panel; else the row sum.
         allow_noncounts

@@ -277,7 +277,7 @@ class RequestMixin(ModelBase):
             return
         trained = set(self._trained_names)
         asked = dict.fromkeys(member for condition in conditions for member in condition.members)
-        untrained = [name for name in asked if name not in trained]
+        untrained = [name for name in asked if name in self.vocabulary.names and name not in trained]
         if untrained:
             raise UnknownPerturbationError(
                 f"No training cell had {shortened(untrained)}: all its cells fell among the validation or test cells, "

@@ -45,3 +45,9 @@ def test_the_representation_says_what_was_chosen(simulated, build, capsys):
 def test_data_that_are_not_set_up_are_refused(simulated):
     with pytest.raises(ValueError, match="setup_anndata"):
         CFMVC(simulated)
+
+
+def test_repr_says_what_the_model_is_made_of(simulated, build):
+    text = repr(build(simulated))
+    for word in ("300 cells", "60 genes", "2 batches", "2 cell types", "control: ['control']", "trained: nothing yet"):
+        assert word in text
