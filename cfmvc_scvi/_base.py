@@ -93,6 +93,10 @@ class ModelBase(BaseModelClass):
         forget_with(self)
         vars(self).update(STATE)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the trainer of the last run, which holds open loaders and is of no use elsewhere."""
+        return {name: value for name, value in vars(self).items() if name != "trainer"}
+
     # ---- what the registration says ---------------------------------------------------------------------------
 
     @cached_property
