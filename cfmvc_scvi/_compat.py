@@ -14,9 +14,11 @@ from scvi.data._constants import _MANAGER_UUID_KEY
 from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 from scvi.module._constants import MODULE_KEYS
+from scvi.train._progress import ProgressBar
 
 __all__ = [
     "MODULE_KEYS",
+    "ProgressBar",
     "deregister",
     "forget_registered",
     "forget_with",

@@ -64,6 +64,8 @@ NO_NAME = {
     ("data/datasets.py", "_original"): "ending of a column",
     ("model/trajectory.py", "_t"): "ending of a cell's name",
     ("pl/_training.py", "_train"): "ending of a metric",
+    ("model/represent.py", "_scvi"): "start of scvi-tools' columns",
+    ("prediction/result.py", "_of_source"): "ending of a column",
     ("prediction/result.py", "_scvi"): "start of scvi-tools' columns",
 }
 #: Private names of other libraries' classes that a class of the package defines anew, as those libraries ask or allow.
@@ -100,6 +102,7 @@ TESTED_ELSEWHERE = {
     "metrics/_ceiling.py": "metrics/test_kang_protocol.py",
     "metrics/_projection.py": "metrics/test_evaluate.py",
     "pl/_effects.py": "pl/test_tables.py",
+    "prediction/trained.py": "prediction/test_request.py and prediction/test_support.py",
     "pl/_page.py": "pl/test_tables.py and model/test_report.py",
     "pl/_read_cells.py": "pl/test_cells.py",
     "pl/_style.py": "every plot",

@@ -265,7 +265,7 @@ def _check_levels(adata: AnnData, registry: dict[str, Any]) -> None:
     for field in fields:
         state = registry["field_registries"][field]["state_registry"]
         key, levels = state.get("original_key"), state.get("categorical_mapping")
-        if key is None or levels is None or key not in adata.obs or str(key).startswith("_scvi"):
+        if key is None or levels is None or key not in adata.obs:
             continue
         further = sorted(set(texts_of(adata.obs[key].dropna())) - set(texts_of(levels)))
         if further:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
-from collections import Counter
 from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
-from scvi import settings
 
-from cfmvc_scvi._arguments import whole_number
-from cfmvc_scvi._base import MADE_ANEW, ConditionKey, ModelBase, single_precision
-from cfmvc_scvi._messages import shortened
+from cfmvc_scvi._base import MADE_ANEW, ModelBase, single_precision
 from cfmvc_scvi._types import CellSplit
 from cfmvc_scvi.calibration import Calibration
 from cfmvc_scvi.calibration.populations import Populations
@@ -25,6 +20,7 @@ from cfmvc_scvi.cells.split import split_cells
 from cfmvc_scvi.cells.table import CellTable
 from cfmvc_scvi.flow import get_coupling
 from cfmvc_scvi.module.initialize import initialize_linear_paths
+from cfmvc_scvi.prediction.trained import trained_conditions, warn_of_untrained
 from cfmvc_scvi.registration.dose import effects_of_doses, fit_dose_response
 from cfmvc_scvi.registration.fingerprint import data_fingerprint
 from cfmvc_scvi.registration.registration import CellConditions
@@ -36,6 +32,13 @@ from cfmvc_scvi.train import (
     VAETrainingPlan,
     reject_unknown,
     run_stage,
+)
+from cfmvc_scvi.train.arguments import (
+    check_sizes,
+    epochs_for,
+    monitor_of,
+    refuse_of_one_stage,
+    trainer_arguments,
 )
 from cfmvc_scvi.train.history import merge_histories
 from cfmvc_scvi.train.state import Stage
@@ -116,10 +119,9 @@ class TrainingMixin(ModelBase):
         KeyboardInterrupt
             After Ctrl-C, with a warning that says what is usable: the weights are those of the last finished epoch.
         """
-        _refuse_of_one_stage(trainer_kwargs)
-        sizes = {"vae_max_epochs": vae_max_epochs, "flow_max_epochs": flow_max_epochs}
-        sizes |= {"batch_size": batch_size, "flow_batch_size": flow_batch_size}
-        _check_sizes(**sizes)
+        refuse_of_one_stage(trainer_kwargs)
+        check_sizes(vae_max_epochs=vae_max_epochs, flow_max_epochs=flow_max_epochs)
+        check_sizes(batch_size=batch_size, flow_batch_size=flow_batch_size)
         reject_unknown("flow_plan_kwargs", flow_plan_kwargs or {}, FlowTrainingPlan.__init__)
         monitor = trainer_kwargs.pop("early_stopping_monitor", None)
         common = {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping, **trainer_kwargs}
@@ -132,14 +134,14 @@ class TrainingMixin(ModelBase):
             data_on_device=data_on_device,
             plan_kwargs=vae_plan_kwargs,
             **common,
-            **_monitor_of("vae", monitor),
+            **monitor_of("vae", monitor),
         )
         self.train_flow(
             flow_max_epochs,
             batch_size=flow_batch_size,
             plan_kwargs=flow_plan_kwargs,
             **common,
-            **_monitor_of("flow", monitor),
+            **monitor_of("flow", monitor),
         )
 
     @single_precision
@@ -161,7 +163,7 @@ class TrainingMixin(ModelBase):
     ) -> None:
         """Stage 1 alone, with the arguments of :meth:`train`; a flow trained before no longer fits and is dropped."""
         adata = self._require_adata("train")
-        _check_sizes(max_epochs=max_epochs, batch_size=batch_size)
+        check_sizes(max_epochs=max_epochs, batch_size=batch_size)
         checkpoints = CheckpointFolder.of(checkpoint_dir, resume)
         arguments = StageArguments(
             max_epochs=max_epochs,
@@ -183,14 +185,16 @@ class TrainingMixin(ModelBase):
             self._initialize(cells, self._conditions_of(adata), self._split.train)
         plan = VAETrainingPlan(self.module, **(plan_kwargs or {}))
         data = CountDataModule(MemoryCounts(cells), self._split, batch_size, on_device=data_on_device, seed=self._seed)
-        trainer_kwargs = _trainer_kwargs(trainer_kwargs, early_stopping, "elbo_validation", len(self._split.validation))
+        trainer_kwargs = trainer_arguments(
+            trainer_kwargs, early_stopping, "elbo_validation", len(self._split.validation)
+        )
         stopped = run_stage(
             self,
             self._training_state(),
             plan,
             data,
             stage="vae",
-            max_epochs=max_epochs or _epochs(_VAE_STEPS, len(self._split.train), data.batch_size),
+            max_epochs=max_epochs or epochs_for(_VAE_STEPS, len(self._split.train), data.batch_size),
             accelerator=accelerator,
             devices=devices,
             checkpoints=checkpoints,
@@ -217,7 +221,7 @@ class TrainingMixin(ModelBase):
     ) -> None:
         """Stage 2 alone, on the split of stage 1; the VAE keeps every bit. The arguments are those of :meth:`train`."""
         self._require_adata("train")
-        _check_sizes(max_epochs=max_epochs, batch_size=batch_size)
+        check_sizes(max_epochs=max_epochs, batch_size=batch_size)
         checkpoints = CheckpointFolder.of(checkpoint_dir, resume)
         arguments = StageArguments(
             max_epochs=max_epochs,
@@ -232,7 +236,8 @@ class TrainingMixin(ModelBase):
         if not self.vocabulary.names:
             raise ValueError("All cells are control cells: there is no perturbation for the flow to learn.")
         cache = self._cache_latents()
-        self._warn_of_untrained(cache)
+        if not self.vocabulary.has_embedding:
+            warn_of_untrained(self.vocabulary.names, cache, self._split.train)
         populations = Populations.of(cache, self._fitted_rows, len(self.cell_types))
         self._fit_doses(cache, populations)
         if resumed is not None and resumed["finished"]:
@@ -249,7 +254,7 @@ class TrainingMixin(ModelBase):
             batch_size,
             seed=self._seed,
         )
-        trainer_kwargs = _trainer_kwargs(
+        trainer_kwargs = trainer_arguments(
             trainer_kwargs, early_stopping, "flow_loss_validation", len(self._split.validation)
         )
         stopped = run_stage(
@@ -258,7 +263,7 @@ class TrainingMixin(ModelBase):
             plan,
             data,
             stage="flow",
-            max_epochs=max_epochs or _epochs(self._flow_steps(), len(self._split.train), batch_size),
+            max_epochs=max_epochs or epochs_for(self._flow_steps(), len(self._split.train), batch_size),
             accelerator=accelerator,
             devices=devices,
             checkpoints=checkpoints,
@@ -269,27 +274,9 @@ class TrainingMixin(ModelBase):
         if stopped is not None:
             raise stopped
 
-    def _warn_of_untrained(self, cache: LatentCache) -> None:
-        """Name the perturbations that no training cell has."""
-        if self.vocabulary.has_embedding:
-            return
-        trained = {
-            member
-            for code in np.unique(cache.condition[self._split.train])
-            for member in cache.conditions[code].members
-        }
-        untrained = [name for name in self.vocabulary.names if name not in trained]
-        if untrained:
-            warnings.warn(
-                f"No training cell had {shortened(untrained)}: all of its cells fell among the validation or test "
-                "cells. It cannot be predicted. Train on more cells (`train_size`), or leave it out.",
-                UserWarning,
-                stacklevel=settings.warnings_stacklevel,
-            )
-
     def _finish_flow(self, cache: LatentCache, populations: Populations) -> None:
         """What makes a flow usable once its weights are there."""
-        self.trained_conditions_, self.trained_cells_ = _trained_conditions(cache, self._split.train)
+        self.trained_conditions_, self.trained_cells_ = trained_conditions(cache, self._split.train)
         self.calibration_ = self._fit_calibration(cache, populations)
         self.is_flow_trained_ = self.is_trained_ = True
 
@@ -409,54 +396,3 @@ class TrainingMixin(ModelBase):
 
     def _flow_steps(self) -> int:
         return _FLOW_STEPS + _FLOW_STEPS_EACH * len(self.vocabulary.names)
-
-
-def _trained_conditions(cache: LatentCache, train: np.ndarray) -> tuple[list[tuple[ConditionKey, int]], list[int]]:
-    """Conditions and cell types that occur together among the training cells, and the number of these cells."""
-    labels = cache.cells.context.labels.numpy()[train]
-    pairs = sorted(Counter(zip(cache.condition[train].tolist(), labels.tolist(), strict=True)).items())
-    return [(cache.conditions[code].key, label) for (code, label), _ in pairs], [n for _, n in pairs]
-
-
-def _check_sizes(**sizes: int | None) -> None:
-    """Raise unless every number that is given is a whole one of at least 1."""
-    for argument, value in sizes.items():
-        if value is not None:
-            whole_number(argument, value)
-
-
-def _refuse_of_one_stage(given: Mapping[str, Any]) -> None:
-    """Raise for arguments of scvi-tools' models that here belong to one of two stages."""
-    for name in ("max_epochs", "plan_kwargs"):
-        if name in given:
-            raise TypeError(
-                f"`train` has two stages, each with its own `{name}`: pass `vae_{name}=` and `flow_{name}=`, or call "
-                "`train_vae` and `train_flow` one after the other."
-            )
-
-
-def _monitor_of(stage: Stage, monitor: str | None) -> dict[str, Any]:
-    """The metric that early stopping shall watch, for the stage that logs it."""
-    belongs = monitor is not None and str(monitor).startswith("flow_") == (stage == "flow")
-    return {"early_stopping_monitor": monitor} if belongs else {}
-
-
-def _epochs(steps: int, n_cells: int, batch_size: int) -> int:
-    """Epochs that make about this many steps, at least 10 and at most 400."""
-    per_epoch = max(1, n_cells // batch_size)
-    return int(np.clip(round(steps / per_epoch), 10, 400))
-
-
-def _trainer_kwargs(given: dict[str, Any], early_stopping: bool, monitor: str, n_validation: int) -> dict[str, Any]:
-    """Arguments of the trainer, with defaults for what the caller left out."""
-    if early_stopping and n_validation == 0:
-        raise ValueError("`early_stopping=True` needs validation cells: pass a `train_size` below 1.")
-    defaults: dict[str, Any] = {
-        "gradient_clip_val": 50.0,
-        "early_stopping": early_stopping,
-        "early_stopping_monitor": monitor,
-        "early_stopping_patience": 15,
-        "check_val_every_n_epoch": 1 if n_validation else None,
-        "benchmark": False,
-    }
-    return defaults | given

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from lightning.pytorch import LightningModule, Trainer
-from scvi.train._progress import ProgressBar
 
+from cfmvc_scvi._compat import ProgressBar
 from cfmvc_scvi.train.state import Stage
 
 #: Names of the stages beside their bars.
