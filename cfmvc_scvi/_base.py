@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar, cast
 
@@ -28,6 +29,7 @@ from cfmvc_scvi.registration.fields import vocabulary_state
 from cfmvc_scvi.registration.keys import SetupKeys
 from cfmvc_scvi.registration.registration import CellConditions
 from cfmvc_scvi.registration.spelling import texts_of
+from cfmvc_scvi.registration.units import as_registered, check_expected, check_holds_counts, may_be_fractional
 from cfmvc_scvi.registration.vocabulary import PerturbationVocabulary
 
 #: Members and doses that identify a condition.
@@ -179,6 +181,20 @@ class ModelBase(BaseModelClass):
     def _reader(self) -> CellReader:
         return CellReader(self._field_registries, self._var_names, self.setup_keys)
 
+    def _read(self, adata: AnnData, **arguments: Any) -> CellTable:
+        """Cells of any AnnData, with units and spellings checked; every method reads by it."""
+        keys, reader = self.setup_keys, self._reader
+        if adata is not self.adata:
+            check_holds_counts(adata, keys)
+            fields = {keys.batch_key: REGISTRY_KEYS.BATCH_KEY, keys.labels_key: REGISTRY_KEYS.LABELS_KEY}
+            adata = as_registered(adata, {key: self._levels(field) for key, field in fields.items() if key is not None})
+            if may_be_fractional(adata, keys) and not keys.allow_noncounts:
+                reader = CellReader(self._field_registries, self._var_names, replace(keys, allow_noncounts=True))
+        cells = reader.read(adata, **arguments)
+        if reader is not self._reader and not cells.whole:
+            check_expected(cells.counts, keys)
+        return cells
+
     def _cells(
         self,
         adata: AnnData | None,
@@ -190,7 +206,7 @@ class ModelBase(BaseModelClass):
         """Cells as the networks read them; nothing is written into the AnnData."""
         if adata is None:
             adata = self._require_adata("use its cells")
-        read = functools.partial(self._reader.read, adata, batch=batch, allow_unknown=allow_unknown)
+        read = functools.partial(self._read, adata, batch=batch, allow_unknown=allow_unknown)
         rows = None if indices is None else as_rows(indices, adata.n_obs, adata.obs_names)
         # no counts at all would be refused: where no cell is asked for, all are checked
         cells = read().take(rows) if rows is not None and not len(rows) else read(rows=rows)

@@ -19,9 +19,8 @@ from cfmvc_scvi._messages import close_matches, missing_genes, shortened
 from cfmvc_scvi._types import FlowContext, obs_of
 from cfmvc_scvi.cells.table import CellTable
 from cfmvc_scvi.registration.checks import check_finite_column, check_unique_genes
-from cfmvc_scvi.registration.keys import SetupKeys
-from cfmvc_scvi.registration.spelling import known_spelling, text_of, texts_of
-from cfmvc_scvi.registration.units import check_units, registered_counts
+from cfmvc_scvi.registration.counts import check_counts
+from cfmvc_scvi.registration.keys import SetupKeys, counts_matrix, counts_name
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,9 @@ class CellReader:
         if rows is not None:
             counts = counts[rows]
         cells = self._annotations(adata, rows)
-        found = check_units(adata, counts, self.keys)
+        found = check_counts(
+            counts, counts_name(self.keys.layer), allow_noncounts=self.keys.allow_noncounts, warn=False, is_new=False
+        )
         if sparse.issparse(counts):
             counts = counts.tocsr()
         size_factor = self._size_factor(cells)
@@ -104,7 +105,7 @@ class CellReader:
         )
 
     def _align_genes(self, adata: AnnData) -> Any:
-        matrix = registered_counts(adata, self.keys)
+        matrix = counts_matrix(adata, self.keys.layer)
         if adata.var_names.equals(self.var_names):
             return matrix
         check_unique_genes(adata)
@@ -145,7 +146,7 @@ class CellReader:
     ) -> np.ndarray:
         if key is None:
             return np.zeros(len(cells.obs), dtype=np.int64)
-        names = [text_of(level) for level in levels]
+        names = [str(level) for level in levels]
         if key in cells.obs:
             n_missing = int(cells.obs[key].isna().sum())
             if n_missing and not allow_unknown:
@@ -154,9 +155,9 @@ class CellReader:
                     f"{shortened(names, 20)}, "
                     "or leave them out."
                 )
-            values = texts_of(cells.obs[key])
+            values = cells.obs[key].astype(str).to_numpy()
         elif default is not None:
-            values = np.full(len(cells.obs), known_spelling(default, names))
+            values = np.full(len(cells.obs), str(default))
         elif allow_unknown:
             return np.full(len(cells.obs), -1, dtype=np.int64)
         else:
@@ -200,7 +201,7 @@ class CellReader:
         key = self.keys.sample_key
         if key is None or key not in cells.obs:
             return None
-        return pd.Index(self._samples).get_indexer(pd.Index(texts_of(cells.obs[key]))).astype(np.int64)
+        return pd.Index(self._samples).get_indexer(pd.Index(cells.obs[key].astype(str))).astype(np.int64)
 
     def _size_factor(self, cells: _Annotations) -> np.ndarray | None:
         key = self.keys.size_factor_key
@@ -216,7 +217,7 @@ class CellReader:
 
 def categories(field_registries: Mapping[str, Any], key: str) -> list[str]:
     """Levels of a categorical field, in the order of their codes."""
-    return [text_of(level) for level in field_registries[key]["state_registry"]["categorical_mapping"]]
+    return [str(level) for level in field_registries[key]["state_registry"]["categorical_mapping"]]
 
 
 def unknown_level_message(what: str, where: str, unknown: Sequence[str], known: Sequence[str]) -> str:

@@ -148,7 +148,7 @@ class RepresentationMixin(RNASeqMixin, VAEMixin, ModelBase):
         elif not own and is_registered(self, adata):
             return super()._validate_anndata(adata, **kwargs)
         if not (own and self._has_checked_own):
-            self._reader.read(adata)
+            self._read(adata)
         self._has_checked_own = own and self._is_in_call
         return super()._validate_anndata(adata if own else self._to_hand_on(adata), **kwargs)
 

@@ -180,7 +180,7 @@ class TrainingMixin(ModelBase):
             return
         if self.split_ is None or (resumed is None and (train_size is not None or validation_size is not None)):
             self._set_split(split_cells(adata.n_obs, train_size, validation_size, self._seed))
-        cells = self._reader.read(adata)
+        cells = self._read(adata)
         if not self.is_vae_trained_ and resumed is None:
             self._initialize(cells, self._conditions_of(adata), self._split.train)
         plan = VAETrainingPlan(self.module, **(plan_kwargs or {}))
@@ -391,7 +391,7 @@ class TrainingMixin(ModelBase):
 
     def _latents(self) -> LatentCache:
         adata = self._require_adata("use its cells")
-        cells, found = self._reader.read(adata), self._conditions_of(adata)
+        cells, found = self._read(adata), self._conditions_of(adata)
         return LatentCache(cells, self._encode(cells, _ENCODE_CELLS), found.code, found.conditions)
 
     def _flow_steps(self) -> int:

@@ -22,7 +22,7 @@ from cfmvc_scvi.prediction.output import latent_var
 from cfmvc_scvi.prediction.predict import PredictionMixin
 from cfmvc_scvi.prediction.request import PredictionCall, Request
 from cfmvc_scvi.prediction.sources import SourceCells
-from cfmvc_scvi.registration.spelling import texts_of
+from cfmvc_scvi.registration.spelling import text_of, texts_of
 from cfmvc_scvi.registration.vocabulary import Condition
 
 
@@ -115,7 +115,7 @@ class GenerationMixin(PredictionMixin):
         keys = self.setup_keys
         control = self._conditions_of(adata).is_control
         if labels is not None:
-            control &= texts_of(obs_of(adata)[keys.labels_key]) == labels
+            control &= texts_of(obs_of(adata)[keys.labels_key]) == text_of(labels)
         rows = np.flatnonzero(control)
         if not len(rows):
             raise ValueError(f"The registered data have no control cells of cell type {labels!r} to start from.")

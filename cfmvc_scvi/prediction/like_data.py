@@ -28,7 +28,8 @@ class LikeDataMixin(ModelBase):
     def _native(self, field: str) -> dict[str, Any]:
         """Levels of a field by their text, as the data have them: text, or numbers."""
         levels = self._levels(field)
-        return dict(zip(texts_of(levels), levels.tolist(), strict=True))
+        pairs = list(zip(texts_of(levels), levels.tolist(), strict=True))
+        return {str(level): level for _, level in pairs} | dict(pairs)
 
     def _counts_layer(self, return_type: ReturnType) -> str | None:
         """Layer of a result that holds its counts, as the registered layer does in the data."""

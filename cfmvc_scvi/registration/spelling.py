@@ -62,7 +62,10 @@ def known_spelling(value: Any, known: Sequence[str]) -> str:
     ('1.0', 'T', 'B')
     """
     text = text_of(value)
-    if text in known or isinstance(value, (str, bool, np.bool_)) or not isinstance(value, (Number, np.generic)):
+    alike = [name for name in known if name.strip() == text]
+    if alike:
+        return alike[0]
+    if isinstance(value, (str, bool, np.bool_)) or not isinstance(value, (Number, np.generic)):
         return text
     same = [name for name in known if _number(name) == float(value)]  # type: ignore[arg-type]
     return same[0] if len(same) == 1 else text
