@@ -52,7 +52,7 @@ def expression_of(cells: AnnData, name: str, layer: str | None, call: dict[str, 
         raise KeyError(f"`layer` {layer!r} is not among the layers of `{name}`, {_layers(cells)}.")
     chosen = call.get("layer") if layer is None else layer
     in_layer = chosen is not None and chosen in cells.layers
-    matrix: Any = cells.layers[chosen] if in_layer else cells.X
+    matrix: Any = cells.layers[str(chosen)] if in_layer else cells.X
     where = f"{name}.layers[{chosen!r}]" if in_layer else f"{name}.X"
     values = matrix.data if sparse.issparse(matrix) else np.asarray(matrix)
     expected = unit == "mean" and (in_layer or "log1p" not in cells.uns)

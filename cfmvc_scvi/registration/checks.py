@@ -253,7 +253,7 @@ def warn_of_design(adata: AnnData, keys: SetupKeys, condition: np.ndarray, condi
         )
         return
     if keys.labels_key is not None:
-        lacking = _levels_without_control(texts_of(adata.obs[keys.labels_key]), condition)
+        lacking = _levels_without_control(texts_of(obs_of(adata)[keys.labels_key]), condition)
         if lacking:
             _warn(
                 f"{len(lacking)} levels of adata.obs[{keys.labels_key!r}] have perturbed cells but no control cells: "

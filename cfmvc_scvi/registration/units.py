@@ -60,7 +60,8 @@ def as_registered(adata: AnnData, levels: Mapping[str, Sequence[Any]]) -> AnnDat
         if key not in adata.obs:
             continue
         own = {text_of(level): level for level in known}
-        column, texts = adata.obs[key], texts_of(adata.obs[key])
+        column = obs_of(adata)[key]
+        texts = texts_of(column)
         odd = ~column.astype(str).isin([str(level) for level in known]).to_numpy() & np.isin(texts, list(own))
         if odd.any():
             changed[key] = column.to_numpy(dtype=object, copy=True)

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
 
@@ -50,7 +51,7 @@ class StageBar(ProgressBar):
         """Say which stage and epoch it is."""
         super().on_train_epoch_start(trainer, pl_module)
         if self.is_enabled:
-            self.main_progress_bar.set_description(
+            cast(Any, self.main_progress_bar).set_description(
                 f"{self.name}, epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
             )
 

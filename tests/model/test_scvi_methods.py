@@ -149,15 +149,14 @@ def test_views_are_copied(trained):
 
 
 def test_representation_and_setup_are_printed(trained, simulated, build, capsys):
-    repr(trained)
-    printed = capsys.readouterr().out
-    assert "CFMVC with n_latent: 6, n_latent_technical: 3" in printed and "Training status: Trained" in printed
+    text = repr(trained)
+    assert "CFMVC with n_latent: 6, n_latent_technical: 3" in text and "trained: autoencoder and flow" in text
+    capsys.readouterr()
     trained.view_anndata_setup()
     printed = capsys.readouterr().out
     for part in ("perturbation", "control", "batch", "spatial"):
         assert part in printed
-    repr(build(simulated))
-    assert "Training status: Not Trained" in capsys.readouterr().out
+    assert "trained: nothing yet" in repr(build(simulated))
 
 
 def test_managers_can_be_dropped(simulated, build, fit):
