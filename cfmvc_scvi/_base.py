@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar, Final, Literal, TypeAlias, cast
+from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar, cast
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,9 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS, settings
 from scvi.model.base import BaseModelClass
 
+from cfmvc_scvi._compat import forget_with, registered_codes
+from cfmvc_scvi._constants import CFMVC_KEYS
+from cfmvc_scvi._messages import close_matches, shortened
 from cfmvc_scvi._types import CellSplit
 from cfmvc_scvi.calibration import Calibration
 from cfmvc_scvi.cells.latents import CellPosterior
@@ -24,6 +28,8 @@ from cfmvc_scvi.module import CFMVCModule
 from cfmvc_scvi.registration.fields import vocabulary_state
 from cfmvc_scvi.registration.keys import SetupKeys
 from cfmvc_scvi.registration.registration import CellConditions
+from cfmvc_scvi.registration.spelling import texts_of
+from cfmvc_scvi.registration.units import as_registered, check_expected, check_holds_counts, may_be_fractional
 from cfmvc_scvi.registration.vocabulary import PerturbationVocabulary
 
 #: Members and doses that identify a condition.
@@ -86,7 +92,12 @@ class ModelBase(BaseModelClass):
 
     def __init__(self, adata: AnnData | None = None, registry: dict | None = None) -> None:
         super().__init__(adata, registry)
+        forget_with(self)
         vars(self).update(STATE)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the trainer of the last run, which holds open loaders and is of no use elsewhere."""
+        return {name: value for name, value in vars(self).items() if name != "trainer"}
 
     # ---- what the registration says ---------------------------------------------------------------------------
 
@@ -122,18 +133,67 @@ class ModelBase(BaseModelClass):
 
     @property
     def _var_names(self) -> Sequence[str]:
-        """Genes; scvi-tools' own method is annotated for MuData alone."""
-        return cast(Sequence[str], self.get_var_names())
+        """Genes at registration, whatever became of the AnnData since."""
+        return self._field_registries[REGISTRY_KEYS.X_KEY]["state_registry"]["column_names"]
+
+    def get_var_names(self, legacy_mudata_format: bool = False) -> Any:
+        """Names of the genes that the model was set up with, in its order.
+
+        They are those of the registration: where the genes of the AnnData were filtered or ordered anew since, the
+        model still has these, and finds them by name.
+        """
+        return np.asarray(self._var_names)
 
     def _conditions_of(self, adata: AnnData) -> CellConditions:
-        """Condition of every cell of an AnnData."""
+        """Condition of every cell of an AnnData; of the registered one, whose column must be as it was."""
+        if adata is self.adata:
+            self._check_unchanged(adata)
         return CellConditions.of(adata, self.setup_keys, self.vocabulary)
+
+    def _check_unchanged(self, adata: AnnData) -> None:
+        """Raise when the registered perturbation column was overwritten."""
+        key = self.setup_keys.perturbation_key
+        codes = None if self._has_presence_matrix else registered_codes(self, CFMVC_KEYS.PERTURBATION_KEY)
+        if codes is None or key not in adata.obs:
+            return
+        levels = texts_of(self._levels(CFMVC_KEYS.PERTURBATION_KEY))
+        changed = np.flatnonzero(levels[codes] != texts_of(adata.obs[key]))
+        if len(changed):
+            raise ValueError(
+                f"adata.obs[{key!r}] of the registered data was changed for {len(changed)} of {adata.n_obs} cells "
+                "since `setup_anndata`. The column says what was done to each cell; what to predict is asked for by "
+                "`perturbation=`. Put the column back, or set the data up again and make a new model."
+            )
+
+    @cached_property
+    def _has_presence_matrix(self) -> bool:
+        """Whether the perturbations were registered as a presence matrix, with or without the data at hand."""
+        field = self._field_registries[CFMVC_KEYS.PERTURBATION_KEY]
+        return field["data_registry"]["attr_name"] == "obsm"
+
+    def _levels(self, field: str) -> np.ndarray:
+        """Levels of a categorical field as they are in the data, in the order of their codes."""
+        return self._field_registries[field]["state_registry"]["categorical_mapping"]
 
     # ---- cells and their latents ------------------------------------------------------------------------------
 
     @cached_property
     def _reader(self) -> CellReader:
         return CellReader(self._field_registries, self._var_names, self.setup_keys)
+
+    def _read(self, adata: AnnData, **arguments: Any) -> CellTable:
+        """Cells of any AnnData, with units and spellings checked; every method reads by it."""
+        keys, reader = self.setup_keys, self._reader
+        if adata is not self.adata:
+            check_holds_counts(adata, keys)
+            fields = {keys.batch_key: REGISTRY_KEYS.BATCH_KEY, keys.labels_key: REGISTRY_KEYS.LABELS_KEY}
+            adata = as_registered(adata, {key: self._levels(field) for key, field in fields.items() if key is not None})
+            if may_be_fractional(adata, keys) and not keys.allow_noncounts:
+                reader = CellReader(self._field_registries, self._var_names, replace(keys, allow_noncounts=True))
+        cells = reader.read(adata, **arguments)
+        if reader is not self._reader and not cells.whole:
+            check_expected(cells.counts, keys)
+        return cells
 
     def _cells(
         self,
@@ -146,8 +206,8 @@ class ModelBase(BaseModelClass):
         """Cells as the networks read them; nothing is written into the AnnData."""
         if adata is None:
             adata = self._require_adata("use its cells")
-        read = functools.partial(self._reader.read, adata, batch=batch, allow_unknown=allow_unknown)
-        rows = None if indices is None else as_rows(indices, adata.n_obs)
+        read = functools.partial(self._read, adata, batch=batch, allow_unknown=allow_unknown)
+        rows = None if indices is None else as_rows(indices, adata.n_obs, adata.obs_names)
         # no counts at all would be refused: where no cell is asked for, all are checked
         cells = read().take(rows) if rows is not None and not len(rows) else read(rows=rows)
         if adata is not self.adata:
@@ -235,15 +295,41 @@ class ModelBase(BaseModelClass):
         vars(self).update(state)
 
 
-def as_rows(indices: Sequence[int] | np.ndarray, n_cells: int) -> np.ndarray:
-    """Integer rows of indices or of a boolean mask.
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def single_precision(method: _Method) -> _Method:
+    """A method that makes its tensors in float32 whatever torch's default type is, which is as before afterwards."""
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)
+        try:
+            return method(*args, **kwargs)
+        finally:
+            torch.set_default_dtype(default)
+
+    return cast(_Method, call)
+
+
+def as_rows(indices: Sequence[int] | np.ndarray, n_cells: int, names: pd.Index | None = None) -> np.ndarray:
+    """Integer rows of indices, of a boolean mask, or of names of cells.
 
     Raises
     ------
     IndexError
         For a mask of another length or rows out of range.
+    KeyError
+        For names of cells that are not there, or not there alone.
+    TypeError
+        For anything else, such as fractional numbers.
     """
-    rows = np.asarray(indices)
+    rows = np.atleast_1d(np.asarray(indices))
+    if rows.dtype.kind in "OU" and len(rows) and names is not None:
+        return _rows_of_names(rows, names)
+    if rows.dtype.kind not in "iub" and len(rows):
+        raise TypeError(f"`indices` holds {rows.dtype} values; give whole numbers, a boolean mask, or names of cells.")
     if rows.dtype == bool:
         if len(rows) != n_cells:
             raise IndexError(f"`indices` is a mask of length {len(rows)} for {n_cells} cells.")
@@ -252,6 +338,19 @@ def as_rows(indices: Sequence[int] | np.ndarray, n_cells: int) -> np.ndarray:
     if len(rows) and (rows.min() < -n_cells or rows.max() >= n_cells):
         raise IndexError(f"`indices` reach from {rows.min()} to {rows.max()}; there are {n_cells} cells.")
     return rows % n_cells if n_cells else rows
+
+
+def _rows_of_names(wanted: np.ndarray, names: pd.Index) -> np.ndarray:
+    if not names.is_unique:
+        raise KeyError("`indices` names cells, but adata.obs_names are not unique: give row numbers or a mask.")
+    found = names.get_indexer(pd.Index(wanted))
+    missing = wanted[found < 0]
+    if len(missing):
+        raise KeyError(
+            f"`indices` names {len(missing)} cells that are not there: {shortened(missing, 5)}."
+            f"{close_matches(missing[:5], names)}"
+        )
+    return found
 
 
 def _in_whole_units(cells: CellTable, size: int) -> Iterator[tuple[CellTable, slice]]:

@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import os
+import weakref
 from typing import Any, cast
 
+import numpy as np
 import rich.pretty  # noqa: F401  # scvi-tools' view_anndata_setup() uses it without importing it
 import torch
+from anndata import AnnData
+from scvi.data._constants import _MANAGER_UUID_KEY
 from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 from scvi.module._constants import MODULE_KEYS
+from scvi.train._progress import ProgressBar
 
-__all__ = ["MODULE_KEYS", "forget_registered", "parse_device", "read_pickled_model"]
+__all__ = [
+    "MODULE_KEYS",
+    "ProgressBar",
+    "deregister",
+    "forget_registered",
+    "forget_with",
+    "is_registered",
+    "parse_device",
+    "read_pickled_model",
+    "registered_codes",
+]
 
 
 def parse_device(accelerator: str, device: int | str) -> torch.device:
@@ -35,6 +50,36 @@ def forget_registered(model: BaseModelClass, *, keep_own: bool) -> None:
     if not keep_own:
         model._setup_adata_manager_store.pop(own, None)
         model._adata = model._adata_manager = None
+
+
+def deregister(model_class: type[BaseModelClass], adata: AnnData) -> None:
+    """Let go of everything scvi-tools keeps of an AnnData for a class of models, and of what it wrote into it."""
+    stores = [model_class._setup_adata_manager_store, *model_class._per_instance_manager_store.values()]
+    for store in stores:
+        for key in [key for key, manager in store.items() if manager.adata is adata]:
+            del store[key]
+    for table in (adata.obs, adata.obsm, adata.uns):
+        for name in [name for name in table if str(name).startswith("_scvi_")]:
+            del table[name]
+
+
+def forget_with(model: BaseModelClass) -> None:
+    """Let scvi-tools' record of a model end with the model; it would be kept, and its data with it, for good."""
+    weakref.finalize(model, model._per_instance_manager_store.pop, model.id, None).atexit = False
+
+
+def is_registered(model: BaseModelClass, adata: AnnData) -> bool:
+    """Whether an AnnData, not a copy of it, is registered with a model."""
+    managers = model._per_instance_manager_store.get(model.id, {}).values()
+    return any(manager.adata is adata for manager in managers)
+
+
+def registered_codes(model: BaseModelClass, field: str) -> np.ndarray | None:
+    """Codes of a categorical field of the cells at registration; ``None`` where the data were set up anew since."""
+    manager = model.adata_manager
+    if manager is None or manager.adata.uns.get(_MANAGER_UUID_KEY) != manager.id:
+        return None
+    return np.asarray(manager.get_from_registry(field)).ravel()
 
 
 def read_pickled_model(dir_path: str, prefix: str | None = None) -> dict[str, Any]:

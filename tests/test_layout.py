@@ -22,6 +22,7 @@ MAX_LINES = 400
 
 #: Level of every unit of the package. A unit imports only from units of lower levels (level 0 is one unit).
 LEVELS = {
+    "_arguments": 0,
     "_constants": 0,
     "_messages": 0,
     "_sparse": 0,
@@ -61,6 +62,8 @@ NO_NAME = {
     ("model/criticism.py", "_drawn"): "ending of a column",
     ("pl/_criticism.py", "_drawn"): "ending of a column",
     ("pl/_training.py", "_train"): "ending of a metric",
+    ("model/represent.py", "_scvi"): "start of scvi-tools' columns",
+    ("prediction/result.py", "_of_source"): "ending of a column",
     ("prediction/result.py", "_scvi"): "start of scvi-tools' columns",
 }
 #: Private names of other libraries' classes that a class of the package defines anew, as those libraries ask or allow.
@@ -97,6 +100,7 @@ TESTED_ELSEWHERE = {
     "metrics/_ceiling.py": "metrics/test_kang_protocol.py",
     "metrics/_projection.py": "metrics/test_evaluate.py",
     "pl/_effects.py": "pl/test_tables.py",
+    "prediction/trained.py": "prediction/test_request.py and prediction/test_support.py",
     "pl/_page.py": "pl/test_tables.py and model/test_report.py",
     "pl/_read_cells.py": "pl/test_cells.py",
     "pl/_style.py": "every plot",

@@ -1,4 +1,4 @@
-"""Five common mistakes and what the user reads.
+"""Common mistakes and what the user reads.
 
 python benchmarks/robustness/mistakes.py
 """
@@ -66,6 +66,38 @@ def a_pickle_from_somewhere() -> None:
     CFMVC.load(folder, adata=False)
 
 
+def genes_filtered_after_training() -> None:
+    model = fitted()
+    model.adata._inplace_subset_var(np.arange(10, 60))
+    model.get_normalized_expression()
+
+
+def normalised_after_training() -> None:
+    model = fitted()
+    model.adata.X = np.log1p(model.adata.X)
+    model.get_elbo()
+
+
+def the_column_overwritten_to_ask() -> None:
+    model = fitted()
+    model.adata.obs["perturbation"] = "P1"
+    model.predict_perturbation()
+
+
+def epochs_of_zero() -> None:
+    fitted().train(flow_max_epochs=0)
+
+
+def arguments_of_scvi() -> None:
+    fitted().train(max_epochs=5)
+
+
+def a_path_in_place_of_data() -> None:
+    folder = tempfile.mkdtemp() + "/model"
+    fitted().save(folder)
+    CFMVC.load(folder, adata="cells.h5ad")
+
+
 MISTAKES: list[Callable[[], None]] = [
     log_normalised_counts,
     misspelt_column,
@@ -73,6 +105,12 @@ MISTAKES: list[Callable[[], None]] = [
     other_identifiers,
     a_new_batch,
     a_pickle_from_somewhere,
+    genes_filtered_after_training,
+    normalised_after_training,
+    the_column_overwritten_to_ask,
+    epochs_of_zero,
+    arguments_of_scvi,
+    a_path_in_place_of_data,
 ]
 
 

@@ -1,7 +1,8 @@
 """Metrics of perturbation prediction, baselines, ceiling and one table of them: functions on arrays.
 
 Everything is stated on log1p of counts per 10,000 (:func:`log1p_cp10k`), cells x genes. Changes (deltas) are
-measured from the **real** control cells of the same context, in the prediction as in the truth.
+measured from the **real** control cells of the same context, in the prediction as in the truth. Genes of DataFrames are
+matched by the names of their columns (of Series by their index), arrays are taken to be in one order.
 """
 
 from cfmvc_scvi.metrics._baselines import additive, mean_perturbed, mean_shift, no_change, ridge_embedding

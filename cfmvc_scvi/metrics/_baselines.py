@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from cfmvc_scvi.metrics._arrays import Matrix, cells, check_array, check_same_genes, mean_profile
+from cfmvc_scvi.metrics._names import by_gene_name, same_features, same_rows
 
 Training: TypeAlias = Mapping[str, tuple[Matrix, Matrix]]
 Weighting: TypeAlias = Literal["contexts", "cells"]
@@ -32,6 +33,7 @@ def no_change(control: Matrix) -> np.ndarray:
     return cells(control, "control", min_cells=1).copy()
 
 
+@by_gene_name("training", "control")
 def mean_perturbed(
     training: Training,
     *,
@@ -67,6 +69,7 @@ def mean_perturbed(
     return control + (prediction - control.mean(axis=0))
 
 
+@by_gene_name("control", "training")
 def mean_shift(
     control: Matrix, training: Training, *, weighting: Weighting = "contexts", min_cells: int = 1
 ) -> np.ndarray:
@@ -104,6 +107,7 @@ def mean_shift(
     return control + weights @ (means[:, 1] - means[:, 0])
 
 
+@by_gene_name("control", "singles", "single_control")
 def additive(control: Matrix, singles: Sequence[Matrix], *, single_control: Matrix | None = None) -> np.ndarray:
     """Predict a combination as control plus the sum of the changes of its single perturbations.
 
@@ -170,6 +174,8 @@ def ridge_embedding(
     """
     if not alpha >= 0:
         raise ValueError(f"`alpha` is {alpha}; expected a number not below 0.")
+    deltas = same_rows(embedding, deltas, ("embedding", "deltas"))
+    new_embedding = same_features(embedding, new_embedding)
     x, y = check_array(embedding, "embedding", min_cells=1), check_array(deltas, "deltas", min_cells=1)
     new = check_array(new_embedding, "new_embedding", min_cells=1)
     if x.shape[0] != y.shape[0]:

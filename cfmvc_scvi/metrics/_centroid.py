@@ -18,6 +18,7 @@ from cfmvc_scvi.metrics._arrays import (
     mean_profile,
     undefined,
 )
+from cfmvc_scvi.metrics._names import by_gene_name
 
 
 def log1p_cp10k(counts: Matrix, library: np.ndarray | None = None) -> Matrix:
@@ -70,6 +71,7 @@ def log1p_cp10k(counts: Matrix, library: np.ndarray | None = None) -> Matrix:
     return np.log1p(counts * factor[:, None])
 
 
+@by_gene_name("pred", "truth", "control")
 def pearson_delta(pred: Matrix, truth: Matrix, control: Matrix, *, genes: GeneSelection = None) -> float:
     """Correlate predicted and true change of mean expression from control, over genes.
 
@@ -101,6 +103,7 @@ def pearson_delta(pred: Matrix, truth: Matrix, control: Matrix, *, genes: GeneSe
     return _correlation_from(pred, truth, control, genes, "control", "pearson_delta")
 
 
+@by_gene_name("pred", "truth", "centroid")
 def pearson_delta_centroid(pred: Matrix, truth: Matrix, centroid: Matrix, *, genes: GeneSelection = None) -> float:
     """Correlate predicted and true change from the centroid of perturbed cells (Systema's reference).
 
@@ -129,6 +132,7 @@ def pearson_delta_centroid(pred: Matrix, truth: Matrix, centroid: Matrix, *, gen
     return _correlation_from(pred, truth, centroid, genes, "centroid", "pearson_delta_centroid")
 
 
+@by_gene_name("pred", "truth")
 def mse_mean(pred: Matrix, truth: Matrix, *, genes: GeneSelection = None) -> float:
     """Mean over genes of the squared difference of mean expression. Lower is better.
 
@@ -149,6 +153,7 @@ def mse_mean(pred: Matrix, truth: Matrix, *, genes: GeneSelection = None) -> flo
     return float(np.mean((pred_mean - truth_mean) ** 2))
 
 
+@by_gene_name("pred", "truth", "control")
 def mse_delta(
     pred: Matrix, truth: Matrix, control: Matrix, *, genes: GeneSelection = None, normalize: bool = False
 ) -> float:
@@ -177,6 +182,7 @@ def mse_delta(
     return error / float(np.mean(true_delta**2))
 
 
+@by_gene_name("pred", "truth")
 def r2_mean(pred: Matrix, truth: Matrix, *, genes: GeneSelection = None) -> float:
     """Coefficient of determination of mean expression over genes (``sklearn.metrics.r2_score``).
 

@@ -16,6 +16,7 @@ from cfmvc_scvi.metrics._arrays import (
     moments,
     undefined,
 )
+from cfmvc_scvi.metrics._names import by_gene_name
 
 
 class WelchResult(NamedTuple):
@@ -25,6 +26,7 @@ class WelchResult(NamedTuple):
     pvalue: np.ndarray
 
 
+@by_gene_name("a", "b")
 def welch_t(a: Matrix, b: Matrix) -> WelchResult:
     """Welch's t-test of each gene between two populations, unequal variances.
 
@@ -80,6 +82,7 @@ def benjamini_hochberg(pvalues: np.ndarray) -> np.ndarray:
     return adjusted
 
 
+@by_gene_name("truth", "control")
 def top_de_genes(truth: Matrix, control: Matrix, n: int = 100) -> np.ndarray:
     """Return the genes with the largest absolute Welch t of truth against real control, strongest first.
 
@@ -101,6 +104,7 @@ def top_de_genes(truth: Matrix, control: Matrix, n: int = 100) -> np.ndarray:
     return _strongest(_welch(truth, control).statistic, n)
 
 
+@by_gene_name("pred", "truth", "control")
 def de_overlap(pred: Matrix, truth: Matrix, control: Matrix, *, n: int = 100) -> float:
     """Share of the truth's top n differentially expressed genes that are among the prediction's top n.
 
@@ -130,6 +134,7 @@ def de_overlap(pred: Matrix, truth: Matrix, control: Matrix, *, n: int = 100) ->
     return float(np.isin(true, predicted).mean())
 
 
+@by_gene_name("pred", "truth", "control")
 def direction_accuracy(pred: Matrix, truth: Matrix, control: Matrix, *, alpha: float = 0.05) -> float:
     """Share of truly changed genes whose predicted change has the true sign. Higher is better.
 

@@ -16,6 +16,7 @@ from cfmvc_scvi.metrics._arrays import Matrix, cells, check_array, check_genes, 
 from cfmvc_scvi.metrics._baselines import Training, check_training, mean_perturbed, mean_shift, no_change
 from cfmvc_scvi.metrics._ceiling import split_half
 from cfmvc_scvi.metrics._de import significant_genes, top_de_genes
+from cfmvc_scvi.metrics._names import by_gene_name, gene_names_of
 from cfmvc_scvi.metrics._table import METRICS
 from cfmvc_scvi.metrics._task import ScoringTask, find_projection
 
@@ -46,7 +47,8 @@ def evaluate(
 ) -> pd.DataFrame:
     """Score predictions of one condition beside the baselines and the split-half ceiling.
 
-    All matrices are log1p of counts per 10,000 (:func:`log1p_cp10k`), of the same genes. ``truth`` is only
+    All matrices are log1p of counts per 10,000 (:func:`log1p_cp10k`), of the same genes: DataFrames are aligned by the
+    names of their columns, arrays are taken to be in one order. ``truth`` is only
     scored against; baselines and components are made without it.
 
     Parameters
@@ -123,6 +125,46 @@ def evaluate(
     >>> float(table["raw"].loc["no change", "pearson_delta"])
     0.0
     """
+    tables = [*pred.values()] if isinstance(pred, Mapping) else [pred]
+    named = gene_names_of(*tables, truth, control)
+    if named is not None and gene_names is not None and set(named) != set(gene_names):
+        raise ValueError("`gene_names` are others than the columns of the DataFrames: leave `gene_names` out.")
+    gene_names = gene_names if named is None else named.tolist()
+    return _evaluate(
+        pred,
+        truth,
+        control,
+        training=training,
+        gene_names=gene_names,
+        pcs=pcs,
+        top_n=top_n,
+        de_genes=de_genes,
+        metrics=metrics,
+        min_cells=min_cells,
+        max_cells=max_cells,
+        n_splits=n_splits,
+        seed=seed,
+    )
+
+
+@by_gene_name("pred", "truth", "control", "training")
+def _evaluate(
+    pred: Matrix | Mapping[str, Matrix],
+    truth: Matrix,
+    control: Matrix,
+    *,
+    training: Training | None,
+    gene_names: Sequence[str] | None,
+    pcs: int | Any | None,
+    top_n: int,
+    de_genes: np.ndarray | Sequence[int] | Sequence[str] | None,
+    metrics: Sequence[str] | None,
+    min_cells: int,
+    max_cells: int | None,
+    n_splits: int,
+    seed: int,
+) -> pd.DataFrame:
+    """:func:`evaluate` with the genes of all tables in one order."""
     truth, control = cells(truth, "truth"), cells(control, "control")
     check_same_genes(truth=truth, control=control)
     for name, array in (("truth", truth), ("control", control)):
@@ -155,7 +197,7 @@ def evaluate(
     if truth.shape[0] >= 4:
         raw.loc[CEILING] = _ceiling(truth, task, chosen, n_splits, seed)
     else:
-        warnings.warn(f"No ceiling: a split needs 4 true cells, given {truth.shape[0]}.", UserWarning, stacklevel=2)
+        warnings.warn(f"No ceiling: a split needs 4 true cells, given {truth.shape[0]}.", UserWarning, stacklevel=4)
     baseline = MEAN_SHIFT if training is not None else NO_CHANGE
     table = pd.concat({"raw": raw, "scaled": _scaled(raw, baseline)}, axis=1, names=["kind", "metric"])
     table.index.name = "prediction"
@@ -199,7 +241,7 @@ def _warn_scale(x: np.ndarray, name: str, *, predicted: bool = False) -> None:
             f"(possible: 0 to {_LARGEST_LOG1P_CP10K:.2f}, not whole numbers). Pass `log1p_cp10k(counts)`, or "
             "read the figures on your own scale.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=5,
         )
 
 

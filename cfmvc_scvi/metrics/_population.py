@@ -20,6 +20,7 @@ from cfmvc_scvi.metrics._arrays import (
     moments,
     undefined,
 )
+from cfmvc_scvi.metrics._names import by_gene_name
 
 _BLOCK_VALUES = 4_000_000  # distances held at once: 32 MB
 _WIDE = 256  # above this many genes distances go through a matrix product
@@ -45,6 +46,7 @@ class Agreement:
     n_genes: int
 
 
+@by_gene_name("pred", "truth")
 def energy_distance(pred: Matrix, truth: Matrix, *, genes: GeneSelection = None, biased: bool = False) -> float:
     """Energy distance of two populations, with Euclidean distance that is **not** squared.
 
@@ -87,6 +89,7 @@ def energy_distance(pred: Matrix, truth: Matrix, *, genes: GeneSelection = None,
     )
 
 
+@by_gene_name("pred", "truth")
 def mmd_rbf(
     pred: Matrix,
     truth: Matrix,
@@ -124,6 +127,7 @@ def mmd_rbf(
     return _mmd_squared(x, y, _gamma(gamma, x, y), biased)
 
 
+@by_gene_name("pred", "truth", "populations")
 def relative_mmd(
     pred: Matrix,
     truth: Matrix,
@@ -173,6 +177,7 @@ def relative_mmd(
     return _mmd_squared(x, y, width, biased=True) / nearest
 
 
+@by_gene_name("pred", "truth")
 def variance_ratio(pred: Matrix, truth: Matrix, *, genes: GeneSelection = None) -> float:
     """Median over genes of predicted over true variance across cells. 1 is right; below, cells are too alike.
 
@@ -194,6 +199,7 @@ def variance_ratio(pred: Matrix, truth: Matrix, *, genes: GeneSelection = None) 
     return float(np.median(predicted[varying] / true[varying]))
 
 
+@by_gene_name("pred", "truth")
 def zero_fraction_agreement(pred: Matrix, truth: Matrix, *, genes: GeneSelection = None) -> Agreement:
     """Compare the share of cells in which each gene is exactly zero.
 
@@ -215,6 +221,7 @@ def zero_fraction_agreement(pred: Matrix, truth: Matrix, *, genes: GeneSelection
     return _agreement(_zero_fraction(x)[selection], _zero_fraction(y)[selection], "zero_fraction_agreement")
 
 
+@by_gene_name("pred", "truth")
 def variance_agreement(pred: Matrix, truth: Matrix, *, genes: GeneSelection = None) -> Agreement:
     """Compare the variance of each gene over cells, on the log scale.
 

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.sparse.linalg import svds
 
 from cfmvc_scvi.metrics._arrays import Matrix, cells, check_array, check_same_genes, dense
+from cfmvc_scvi.metrics._names import by_gene_name
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class PrincipalComponents:
         return np.asarray(x @ self.components.T) - self.mean @ self.components.T
 
 
+@by_gene_name("populations")
 def fit_pcs(populations: Matrix | Sequence[Matrix], n_components: int = 50) -> PrincipalComponents:
     """Fit principal components on training cells: centred, not scaled, exact up to the solver's tolerance.
 

@@ -10,8 +10,10 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 
+from cfmvc_scvi._arguments import whole_number
+from cfmvc_scvi._base import single_precision
 from cfmvc_scvi._constants import AUTO, CFMVC_KEYS
-from cfmvc_scvi._messages import unknown_choice
+from cfmvc_scvi._messages import shortened, unknown_choice
 from cfmvc_scvi.flow import get_coupling
 from cfmvc_scvi.model.criticism import PredictiveCheckMixin
 from cfmvc_scvi.model.persist import PersistenceMixin
@@ -80,6 +82,7 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
     >>> predicted = model.predict_perturbation(perturbation="P1")
     """
 
+    @single_precision
     def __init__(
         self,
         adata: AnnData | None = None,
@@ -98,6 +101,10 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
         if flow_source not in FLOW_SOURCES:
             raise ValueError(unknown_choice("flow_source", flow_source, FLOW_SOURCES))
         get_coupling(coupling)  # refuses an unknown one
+        sizes_given = {"n_latent": n_latent, "n_latent_technical": n_latent_technical, "n_hidden": n_hidden}
+        sizes_given |= {"n_layers": n_layers, "n_basis": n_basis, "n_hidden_flow": n_hidden_flow}
+        for argument, value in sizes_given.items():
+            whole_number(argument, value)
         super().__init__(adata, registry)
         sizes = cast("dict[str, int]", self.summary_stats)
         self.module = self._module_cls(
@@ -125,6 +132,20 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
             f"flow_source: {flow_source}, coupling: {coupling}, perturbations: {len(self.vocabulary.names)}"
         )
         self.init_params_ = self._get_init_params(locals())
+
+    def __repr__(self) -> str:
+        """What the model is made of, what of it is trained, and its data."""
+        sizes = cast("dict[str, int]", self.summary_stats)
+        stages = {"autoencoder": self.is_vae_trained_, "flow": self.is_flow_trained_}
+        trained = " and ".join(name for name, is_trained in stages.items() if is_trained)
+        vocabulary = self.vocabulary
+        return (
+            f"{self._model_summary_string}\n"
+            f"data: {sizes['n_cells']} cells, {sizes['n_vars']} genes, {len(self.batches)} batches, "
+            f"{len(self.cell_types)} cell types: {shortened(self.cell_types, 5)}\n"
+            f"control: {shortened(vocabulary.control_group, 5)}, perturbations: {shortened(vocabulary.names, 5)}\n"
+            f"trained: {trained or 'nothing yet'}"
+        )
 
     @classmethod
     def setup_anndata(
@@ -159,9 +180,11 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
             Column of ``obs`` with the batch. :data:`~cfmvc_scvi.AUTO` takes ``"batch"`` when it is there, ``None``
             has no batches.
         labels_key
-            Column of ``obs`` with the cell type; AUTO takes ``"cell_type"``.
+            Column of ``obs`` with the cell type; AUTO takes ``"cell_type"``, or a column such as ``"celltype"`` that
+            alone has a usual name.
         perturbation_key
-            Column of ``obs`` with the perturbation; AUTO takes ``"perturbation"``. Or a key of ``obsm``: a DataFrame
+            Column of ``obs`` with the perturbation; AUTO takes ``"perturbation"``, or a column such as ``"condition"``,
+            ``"treatment"``, ``"stim"`` or ``"guide"`` that alone has a usual name. Or a key of ``obsm``: a DataFrame
             of 0 and 1 with one column per perturbation, where cells can have several (guides in a screen, say).
         control_group
             Level (or levels) of the perturbation column that is unperturbed. ``None`` takes the one level with a
@@ -178,7 +201,7 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
         spatial_key
             Key of ``adata.obsm`` with coordinates; AUTO takes ``"spatial"``.
         categorical_covariate_keys, continuous_covariate_keys
-            Further columns of ``obs`` that describe the context.
+            Further columns of ``obs`` that describe the context: a name, or a list of names.
         size_factor_key
             Column of ``obs`` with each cell's library size, where the genes at hand are a panel; else the row sum.
         allow_noncounts

@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
+from cfmvc_scvi._base import single_precision
+from cfmvc_scvi._messages import shortened
 from cfmvc_scvi.calibration import ObservedEffects
 from cfmvc_scvi.calibration.populations import Populations
 from cfmvc_scvi.calibration.process_error import find_misfit
@@ -16,6 +18,7 @@ from cfmvc_scvi.cells.latents import CellPosterior, LatentCache
 from cfmvc_scvi.cells.reader import unknown_level_message
 from cfmvc_scvi.prediction.request import RequestMixin, default_solver
 from cfmvc_scvi.prediction.support import SupportMixin
+from cfmvc_scvi.registration.spelling import as_list, known_spelling
 from cfmvc_scvi.registration.vocabulary import Condition
 
 
@@ -25,6 +28,7 @@ class EffectMixin(RequestMixin, SupportMixin):
     Relies on the reading of requests, on the support of conditions and on the model's calibration.
     """
 
+    @single_precision
     def get_perturbation_effect(
         self,
         perturbation: str,
@@ -63,7 +67,8 @@ class EffectMixin(RequestMixin, SupportMixin):
         perturbation
             A perturbation or combination.
         labels
-            Cell type, or several; ``None`` is all. Several are averaged in proportion to their control cells.
+            Cell type, or several; ``None`` is all that have control cells. Several are averaged in proportion to their
+            control cells.
         dosage
             Dose of the perturbation.
         level
@@ -82,7 +87,7 @@ class EffectMixin(RequestMixin, SupportMixin):
         Raises
         ------
         ValueError
-            For an unknown perturbation or cell type, or a probability out of range.
+            For an unknown perturbation or cell type, a cell type without control cells, or a probability out of range.
         RuntimeError
             When the flow is not trained, no perturbation was trained on beside control cells of its cell type, or the
             training data are needed and not there.
@@ -95,9 +100,12 @@ class EffectMixin(RequestMixin, SupportMixin):
         _check_probabilities(level=level, fdr=fdr)
         if not min_change >= 0:
             raise ValueError(f"`min_change` is {min_change}; it must not be negative.")
-        [request] = self._requests([perturbation], dosage, None)
+        requests = self._requests(perturbation, dosage, None)
+        if len(requests) > 1:
+            raise ValueError(f"Effects are given for one condition at a time; {len(requests)} were asked for.")
+        [request] = requests
         condition = request.condition
-        codes = self._label_codes(labels)
+        codes = self._codes_with_controls(labels)
         n_control = self._observed_effects().n_control[codes]
         weights = n_control / n_control.sum() if n_control.any() else np.full(len(codes), 1.0 / len(codes))
         mean, variance, freedom = self._effect_moments(condition, codes, weights)
@@ -130,10 +138,24 @@ class EffectMixin(RequestMixin, SupportMixin):
         disagreement = weights @ (estimate - error.mean)
         return weights @ estimate, variance + disagreement**2, freedom
 
+    def _codes_with_controls(self, labels: str | Sequence[str] | None) -> np.ndarray:
+        """Codes of the cell types asked for, which must have control cells in training; ``None`` is all that have."""
+        if labels is None:
+            return self._types_with_controls()
+        codes = self._label_codes(labels)
+        lacking = [self.cell_types[code] for code in codes if code not in self._types_with_controls()]
+        if lacking:
+            there = [self.cell_types[code] for code in self._types_with_controls()]
+            raise ValueError(
+                f"{shortened(lacking)} has no control cells among the training cells, so there is nothing that an "
+                f"effect could be measured from. Cell types with controls: {shortened(there, 30)}."
+            )
+        return codes
+
     def _label_codes(self, labels: str | Sequence[str] | None) -> np.ndarray:
         if labels is None:
             return np.arange(len(self.cell_types))
-        wanted = [str(label) for label in ([labels] if isinstance(labels, str) else labels)]
+        wanted = [known_spelling(label, self.cell_types) for label in as_list(labels)]
         unknown = [label for label in wanted if label not in self.cell_types]
         if unknown or not wanted:
             raise ValueError(unknown_level_message("cell type", "`labels`", unknown, self.cell_types))

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from cfmvc_scvi._base import single_precision
 from cfmvc_scvi.cells.vectors import ConditionVectors
 from cfmvc_scvi.prediction.request import RequestMixin, default_solver
 from cfmvc_scvi.prediction.support import SupportMixin
@@ -24,6 +25,7 @@ class InspectionMixin(RequestMixin, SupportMixin):
     Relies on the calibration's reference cells, the support of conditions and the reading of requests.
     """
 
+    @single_precision
     def get_perturbation_embedding(
         self, perturbation: Sequence[str] | pd.DataFrame | None = None, *, dosage: float | str | None = None
     ) -> pd.DataFrame:
@@ -36,8 +38,8 @@ class InspectionMixin(RequestMixin, SupportMixin):
         ----------
         perturbation
             Labels, or a DataFrame of conditions, as in :meth:`predict_perturbation`: combinations, and perturbations
-            that were not in training but have a vector. ``None`` is every single perturbation of the training data, at
-            its reference dose.
+            that were not in training but have a vector. ``None`` is every single perturbation that training cells
+            had, at its reference dose.
         dosage
             Dose of the perturbations.
 
@@ -48,7 +50,7 @@ class InspectionMixin(RequestMixin, SupportMixin):
         self._require_flow("embed perturbations")
         control = Condition(self.vocabulary.control_label)
         if perturbation is None and dosage is None:
-            asked = [self._reference_condition(name) for name in sorted(self.vocabulary.names)]
+            asked = [self._reference_condition(name) for name in sorted(self._trained_names)]
         else:
             asked = [request.condition for request in self._requests(perturbation, dosage, None)]
         conditions = [control, *(condition for condition in asked if not condition.is_control)]
@@ -68,6 +70,7 @@ class InspectionMixin(RequestMixin, SupportMixin):
             moves.append((cells.moved(p, self.module, solver) - cells.z).mean(dim=0))
         return torch.stack(moves).mean(dim=0).cpu().numpy()
 
+    @single_precision
     def get_effect_coefficients(self) -> pd.DataFrame:
         """Effect coefficients alpha of every perturbation in every cell type.
 
@@ -76,7 +79,7 @@ class InspectionMixin(RequestMixin, SupportMixin):
         DataFrame ((perturbation, cell type) x basis); exactly zero for control.
         """
         self._require_flow("give effect coefficients")
-        labels = [self.vocabulary.control_label, *sorted(self.vocabulary.names)]
+        labels = [self.vocabulary.control_label, *sorted(self._trained_names)]
         types = sorted(self.cell_types)
         members = self.vocabulary.members(self._at_reference(labels))
         vectors, device = ConditionVectors(members, self.module.device), self.module.device
@@ -92,6 +95,7 @@ class InspectionMixin(RequestMixin, SupportMixin):
         index = pd.MultiIndex.from_product([labels, types], names=["perturbation", "cell_type"])
         return pd.DataFrame(alpha, index=index, columns=[f"basis_{k}" for k in range(alpha.shape[1])])
 
+    @single_precision
     def get_velocity(
         self, adata: AnnData | None = None, perturbation: str | None = None, t: float = 0.0
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -133,5 +137,6 @@ class InspectionMixin(RequestMixin, SupportMixin):
 
     def _at_reference(self, labels: list[str]) -> list[Condition]:
         parsed = [self.vocabulary.parse(label) for label in labels]
+        self._check_trained(parsed)
         reference = self.vocabulary.reference_dose
         return [Condition(c.label, c.members, tuple(reference.get(m, 1.0) for m in c.members)) for c in parsed]

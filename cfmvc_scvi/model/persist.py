@@ -14,11 +14,13 @@ from typing import Any, Self, cast
 import anndata
 import pandas as pd
 from anndata import AnnData
-from scvi import settings
+from scvi import REGISTRY_KEYS, settings
+from scvi.data import AnnDataManager
 
 from cfmvc_scvi._base import ModelBase
 from cfmvc_scvi._compat import parse_device, read_pickled_model
-from cfmvc_scvi._messages import missing_genes
+from cfmvc_scvi._constants import CFMVC_KEYS
+from cfmvc_scvi._messages import missing_genes, shortened
 from cfmvc_scvi.calibration.calibration import CalibrationState, make_calibration
 from cfmvc_scvi.io.archive import (
     archive_exists,
@@ -29,6 +31,7 @@ from cfmvc_scvi.io.archive import (
     write_archive,
 )
 from cfmvc_scvi.io.files import atomic_write, h5ad_size, require_space
+from cfmvc_scvi.registration.spelling import texts_of
 
 _ARCHIVE, _PICKLE, _DATA = "model", "model.pt", "adata.h5ad"
 
@@ -155,6 +158,11 @@ class PersistenceMixin(ModelBase):
             When genes of the model are missing from the data, the model is of another class, a file is truncated,
             changed or of a later version, or there is a ``model.pt`` alone and ``allow_pickle`` is off.
         """
+        if not isinstance(adata, (AnnData, bool, type(None))):
+            raise TypeError(
+                f"`adata` is a {type(adata).__name__}; give an AnnData, such as `anndata.read_h5ad(path)`, `None` for "
+                "the data saved with the model, or `False` for none."
+            )
         found = _which_format(Path(dir_path), prefix or "", allow_pickle)
         common = {
             "accelerator": accelerator,
@@ -188,6 +196,7 @@ class PersistenceMixin(ModelBase):
         registry = attributes.pop("registry_")
         if isinstance(adata, AnnData):
             adata = align_genes(adata, content["var_names"])
+            _check_levels(adata, registry)
             cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
         model = cls._restore(adata if isinstance(adata, AnnData) else None, registry, attributes)
         model.module.load_state_dict(content["module"])
@@ -210,6 +219,19 @@ class PersistenceMixin(ModelBase):
             state = CalibrationState.from_saved(calibration)
             model.calibration_ = make_calibration(state, model.module, model.vocabulary)
         return model
+
+    @staticmethod
+    def view_setup_args(dir_path: str, prefix: str | None = None) -> None:
+        """Show the arguments of :meth:`setup_anndata` that a saved model was made with.
+
+        Parameters
+        ----------
+        dir_path
+            Folder that :meth:`save` wrote.
+        prefix
+            Prefix given to :meth:`save`.
+        """
+        AnnDataManager.view_setup_method_args(PersistenceMixin.load_registry(dir_path, prefix))
 
     @staticmethod
     def load_registry(dir_path: str, prefix: str | None = None) -> dict:
@@ -235,6 +257,23 @@ def align_genes(adata: AnnData, var_names: Sequence[str]) -> AnnData:
     if len(missing):
         raise ValueError(missing_genes(missing, adata.var_names, wanted=f"the model's {len(wanted)} genes"))
     return adata[:, wanted].copy()
+
+
+def _check_levels(adata: AnnData, registry: dict[str, Any]) -> None:
+    """Raise for perturbations, batches and cell types that a model was not trained with."""
+    fields = (CFMVC_KEYS.PERTURBATION_KEY, REGISTRY_KEYS.BATCH_KEY, REGISTRY_KEYS.LABELS_KEY)
+    for field in fields:
+        state = registry["field_registries"][field]["state_registry"]
+        key, levels = state.get("original_key"), state.get("categorical_mapping")
+        if key is None or levels is None or key not in adata.obs:
+            continue
+        further = sorted(set(texts_of(adata.obs[key].dropna())) - set(texts_of(levels)))
+        if further:
+            raise ValueError(
+                f"adata.obs[{key!r}] has levels that the model was not trained with: {shortened(further)}. `load` "
+                "takes the data the model was trained on. For other cells load with `adata=False` and give them to the "
+                "methods, as in `model.predict_perturbation(cells, ...)`; or leave the cells with these levels out."
+            )
 
 
 def _which_format(folder: Path, prefix: str, allow_pickle: bool) -> str:

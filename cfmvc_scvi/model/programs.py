@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from cfmvc_scvi._base import single_precision
 from cfmvc_scvi._constants import CP10K
 from cfmvc_scvi.calibration.reference import ReferenceCells
 from cfmvc_scvi.cells.reader import unknown_level_message
@@ -21,6 +22,7 @@ class ProgramMixin(InspectionMixin):
     reference cells.
     """
 
+    @single_precision
     def get_effect_basis(
         self, labels: str | None = None, *, n_top: int | None = None, step: float | None = None
     ) -> pd.DataFrame:

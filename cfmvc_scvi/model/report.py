@@ -19,6 +19,7 @@ from cfmvc_scvi.calibration.change import lognorm_expression
 from cfmvc_scvi.model.effects import EffectMixin
 from cfmvc_scvi.pl._page import Page
 from cfmvc_scvi.prediction.predict import PredictionMixin
+from cfmvc_scvi.registration.spelling import number_text
 from cfmvc_scvi.registration.vocabulary import Condition, UnknownPerturbationError
 
 #: Training contexts with fewer cells do not enter the baselines; conditions with fewer real cells are skipped.
@@ -193,6 +194,7 @@ class ReportMixin(PredictionMixin, EffectMixin):
             return f"{n_real} real and {n_control} control cells, at least {_MIN_CELLS} needed"
         try:
             self.vocabulary.members([condition])
+            self._check_trained([condition])
         except UnknownPerturbationError:
             return "the model does not know this perturbation, and has no vector for it"
         return None
@@ -299,7 +301,7 @@ class ReportMixin(PredictionMixin, EffectMixin):
 def _dose_text(model: ReportMixin, condition: Condition) -> str:
     """Doses of a condition's members as a user writes them."""
     delimiter = model.vocabulary.combination_delimiter or "+"
-    return delimiter.join(f"{dose:g}" for dose in condition.doses)
+    return delimiter.join(number_text(dose) for dose in condition.doses)
 
 
 def _rising_losses(history: Mapping[str, pd.DataFrame]) -> list[str]:

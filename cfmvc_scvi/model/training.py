@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
 
-from cfmvc_scvi._base import MADE_ANEW, ConditionKey, ModelBase
+from cfmvc_scvi._base import MADE_ANEW, ModelBase, single_precision
 from cfmvc_scvi._types import CellSplit
 from cfmvc_scvi.calibration import Calibration
 from cfmvc_scvi.calibration.populations import Populations
@@ -21,6 +20,7 @@ from cfmvc_scvi.cells.split import split_cells
 from cfmvc_scvi.cells.table import CellTable
 from cfmvc_scvi.flow import get_coupling
 from cfmvc_scvi.module.initialize import initialize_linear_paths
+from cfmvc_scvi.prediction.trained import trained_conditions, warn_of_untrained
 from cfmvc_scvi.registration.dose import effects_of_doses, fit_dose_response
 from cfmvc_scvi.registration.fingerprint import data_fingerprint
 from cfmvc_scvi.registration.registration import CellConditions
@@ -32,6 +32,13 @@ from cfmvc_scvi.train import (
     VAETrainingPlan,
     reject_unknown,
     run_stage,
+)
+from cfmvc_scvi.train.arguments import (
+    check_sizes,
+    epochs_for,
+    monitor_of,
+    refuse_of_one_stage,
+    trainer_arguments,
 )
 from cfmvc_scvi.train.history import merge_histories
 from cfmvc_scvi.train.state import Stage
@@ -74,7 +81,7 @@ class TrainingMixin(ModelBase):
         Parameters
         ----------
         vae_max_epochs, flow_max_epochs
-            Passes over the cells; ``None`` chooses them by the number of cells, for about 900 steps of stage 1 and, of
+            Passes over the cells, at least 1; ``None`` chooses them by the number of cells, for about 900 steps of stage 1 and, of
             stage 2, 700 and 20 more for every perturbation, at most 20,000; at least 10 passes.
         batch_size, flow_batch_size
             Cells per step of each stage.
@@ -96,10 +103,13 @@ class TrainingMixin(ModelBase):
             of a run that was never interrupted, to the bit. Where the folder holds no state, start from the beginning;
             so a job that may be killed can always be called with ``resume=True``.
         **trainer_kwargs
-            Further arguments of :class:`scvi.train.Trainer`, for both stages.
+            Further arguments of :class:`scvi.train.Trainer`, for both stages. ``early_stopping_monitor`` is for the
+            stage that logs it, the flow for names that begin with ``flow_``; the other stage watches its own loss.
 
         Raises
         ------
+        TypeError
+            For ``max_epochs`` or ``plan_kwargs``, which each stage has of its own, and numbers that are not whole.
         FloatingPointError
             When a stage diverges, with the stage, the epoch and a remedy. If it is stage 2, the VAE is
             trained and :meth:`get_latent_representation` works.
@@ -110,7 +120,11 @@ class TrainingMixin(ModelBase):
         KeyboardInterrupt
             After Ctrl-C, with a warning that says what is usable: the weights are those of the last finished epoch.
         """
+        refuse_of_one_stage(trainer_kwargs)
+        check_sizes(vae_max_epochs=vae_max_epochs, flow_max_epochs=flow_max_epochs)
+        check_sizes(batch_size=batch_size, flow_batch_size=flow_batch_size)
         reject_unknown("flow_plan_kwargs", flow_plan_kwargs or {}, FlowTrainingPlan.__init__)
+        monitor = trainer_kwargs.pop("early_stopping_monitor", None)
         common = {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping, **trainer_kwargs}
         common |= {"checkpoint_dir": checkpoint_dir, "resume": resume}
         self.train_vae(
@@ -121,9 +135,17 @@ class TrainingMixin(ModelBase):
             data_on_device=data_on_device,
             plan_kwargs=vae_plan_kwargs,
             **common,
+            **monitor_of("vae", monitor),
         )
-        self.train_flow(flow_max_epochs, batch_size=flow_batch_size, plan_kwargs=flow_plan_kwargs, **common)
+        self.train_flow(
+            flow_max_epochs,
+            batch_size=flow_batch_size,
+            plan_kwargs=flow_plan_kwargs,
+            **common,
+            **monitor_of("flow", monitor),
+        )
 
+    @single_precision
     def train_vae(
         self,
         max_epochs: int | None = None,
@@ -142,6 +164,7 @@ class TrainingMixin(ModelBase):
     ) -> None:
         """Stage 1 alone, with the arguments of :meth:`train`; a flow trained before no longer fits and is dropped."""
         adata = self._require_adata("train")
+        check_sizes(max_epochs=max_epochs, batch_size=batch_size)
         checkpoints = CheckpointFolder.of(checkpoint_dir, resume)
         arguments = StageArguments(
             max_epochs=max_epochs,
@@ -158,19 +181,21 @@ class TrainingMixin(ModelBase):
             return
         if self.split_ is None or (resumed is None and (train_size is not None or validation_size is not None)):
             self._set_split(split_cells(adata.n_obs, train_size, validation_size, self._seed))
-        cells = self._reader.read(adata)
+        cells = self._read(adata)
         if not self.is_vae_trained_ and resumed is None:
             self._initialize(cells, self._conditions_of(adata), self._split.train)
         plan = VAETrainingPlan(self.module, **(plan_kwargs or {}))
         data = CountDataModule(MemoryCounts(cells), self._split, batch_size, on_device=data_on_device, seed=self._seed)
-        trainer_kwargs = _trainer_kwargs(trainer_kwargs, early_stopping, "elbo_validation", len(self._split.validation))
+        trainer_kwargs = trainer_arguments(
+            trainer_kwargs, early_stopping, "elbo_validation", len(self._split.validation)
+        )
         stopped = run_stage(
             self,
             self._training_state(),
             plan,
             data,
             stage="vae",
-            max_epochs=max_epochs or _epochs(_VAE_STEPS, len(self._split.train), data.batch_size),
+            max_epochs=max_epochs or epochs_for(_VAE_STEPS, len(self._split.train), data.batch_size),
             accelerator=accelerator,
             devices=devices,
             checkpoints=checkpoints,
@@ -181,6 +206,7 @@ class TrainingMixin(ModelBase):
         if stopped is not None:
             raise stopped
 
+    @single_precision
     def train_flow(
         self,
         max_epochs: int | None = None,
@@ -196,6 +222,7 @@ class TrainingMixin(ModelBase):
     ) -> None:
         """Stage 2 alone, on the split of stage 1; the VAE keeps every bit. The arguments are those of :meth:`train`."""
         self._require_adata("train")
+        check_sizes(max_epochs=max_epochs, batch_size=batch_size)
         checkpoints = CheckpointFolder.of(checkpoint_dir, resume)
         arguments = StageArguments(
             max_epochs=max_epochs,
@@ -210,6 +237,8 @@ class TrainingMixin(ModelBase):
         if not self.vocabulary.names:
             raise ValueError("All cells are control cells: there is no perturbation for the flow to learn.")
         cache = self._cache_latents()
+        if not self.vocabulary.has_embedding:
+            warn_of_untrained(self.vocabulary.names, cache, self._split.train)
         populations = Populations.of(cache, self._fitted_rows, len(self.cell_types))
         self._fit_doses(cache, populations)
         if resumed is not None and resumed["finished"]:
@@ -226,7 +255,7 @@ class TrainingMixin(ModelBase):
             batch_size,
             seed=self._seed,
         )
-        trainer_kwargs = _trainer_kwargs(
+        trainer_kwargs = trainer_arguments(
             trainer_kwargs, early_stopping, "flow_loss_validation", len(self._split.validation)
         )
         stopped = run_stage(
@@ -236,7 +265,7 @@ class TrainingMixin(ModelBase):
             data,
             stage="flow",
             max_epochs=max_epochs
-            or _epochs(flow_steps(len(self.vocabulary.names)), len(self._split.train), batch_size),
+            or epochs_for(flow_steps(len(self.vocabulary.names)), len(self._split.train), batch_size),
             accelerator=accelerator,
             devices=devices,
             checkpoints=checkpoints,
@@ -249,10 +278,11 @@ class TrainingMixin(ModelBase):
 
     def _finish_flow(self, cache: LatentCache, populations: Populations) -> None:
         """What makes a flow usable once its weights are there."""
-        self.trained_conditions_, self.trained_cells_ = _trained_conditions(cache, self._split.train)
+        self.trained_conditions_, self.trained_cells_ = trained_conditions(cache, self._split.train)
         self.calibration_ = self._fit_calibration(cache, populations)
         self.is_flow_trained_ = self.is_trained_ = True
 
+    @single_precision
     def calibrate(self, estimator: str | None = "average", *, spread: bool = True) -> None:
         """Calibrate a trained model anew, to another estimate of the mean effects; the networks stay as they are.
 
@@ -363,38 +393,10 @@ class TrainingMixin(ModelBase):
 
     def _latents(self) -> LatentCache:
         adata = self._require_adata("use its cells")
-        cells, found = self._reader.read(adata), self._conditions_of(adata)
+        cells, found = self._read(adata), self._conditions_of(adata)
         return LatentCache(cells, self._encode(cells, _ENCODE_CELLS), found.code, found.conditions)
 
 
 def flow_steps(n_perturbations: int) -> int:
     """Optimiser steps of stage 2 when the number of epochs is not given: 700 and 20 a perturbation, at most 20,000."""
     return min(_FLOW_STEPS + _FLOW_STEPS_EACH * n_perturbations, _MOST_FLOW_STEPS)
-
-
-def _trained_conditions(cache: LatentCache, train: np.ndarray) -> tuple[list[tuple[ConditionKey, int]], list[int]]:
-    """Conditions and cell types that occur together among the training cells, and the number of these cells."""
-    labels = cache.cells.context.labels.numpy()[train]
-    pairs = sorted(Counter(zip(cache.condition[train].tolist(), labels.tolist(), strict=True)).items())
-    return [(cache.conditions[code].key, label) for (code, label), _ in pairs], [n for _, n in pairs]
-
-
-def _epochs(steps: int, n_cells: int, batch_size: int) -> int:
-    """Epochs that make about this many steps, at least 10 and at most 400."""
-    per_epoch = max(1, n_cells // batch_size)
-    return int(np.clip(round(steps / per_epoch), 10, 400))
-
-
-def _trainer_kwargs(given: dict[str, Any], early_stopping: bool, monitor: str, n_validation: int) -> dict[str, Any]:
-    """Arguments of the trainer, with defaults for what the caller left out."""
-    if early_stopping and n_validation == 0:
-        raise ValueError("`early_stopping=True` needs validation cells: pass a `train_size` below 1.")
-    defaults: dict[str, Any] = {
-        "gradient_clip_val": 50.0,
-        "early_stopping": early_stopping,
-        "early_stopping_monitor": monitor,
-        "early_stopping_patience": 15,
-        "check_val_every_n_epoch": 1 if n_validation else None,
-        "benchmark": False,
-    }
-    return defaults | given

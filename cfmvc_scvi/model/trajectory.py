@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from anndata import AnnData
 
+from cfmvc_scvi._base import single_precision
 from cfmvc_scvi._messages import shortened
 from cfmvc_scvi.prediction.output import latent_var
 from cfmvc_scvi.prediction.predict import PredictionMixin
 from cfmvc_scvi.prediction.request import PredictionCall
+from cfmvc_scvi.prediction.result import kept_aside
 
 
 class TrajectoryMixin(PredictionMixin):
@@ -21,6 +23,7 @@ class TrajectoryMixin(PredictionMixin):
     Relies on :class:`~cfmvc_scvi.prediction.predict.PredictionMixin` for the cells and the annotations of the result.
     """
 
+    @single_precision
     def get_trajectory(
         self,
         adata: AnnData | None = None,
@@ -97,7 +100,13 @@ class TrajectoryMixin(PredictionMixin):
         for found, t in zip(latents, at, strict=True):
             names = obs.index + f"_t{t:g}"
             latent = np.concatenate(found)[:n_cells]
-            blocks.append(AnnData(latent, obs=obs.assign(time=t).set_index(names), var=latent_var(latent.shape[1])))
+            blocks.append(
+                AnnData(
+                    latent,
+                    obs=kept_aside(obs, ["time"]).assign(time=t).set_index(names),
+                    var=latent_var(latent.shape[1]),
+                )
+            )
         result = blocks[0] if len(blocks) == 1 else ad.concat(blocks, merge="same")
         result.obs_names_make_unique()
         result.uns["cfmvc"] = self._describe(call, requests) | {"times": at}

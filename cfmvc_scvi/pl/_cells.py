@@ -29,6 +29,7 @@ from cfmvc_scvi.pl._style import (
     axes_for,
     finish,
     group_styles,
+    plain,
     point_size,
     symmetric_limit,
     tidy,
@@ -46,6 +47,7 @@ def embedding(
     max_cells: int = 2000,
     seed: int = 0,
     library_key: str | None = None,
+    layer: str | None = None,
     title: str | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
@@ -69,7 +71,7 @@ def embedding(
         Cells drawn of each population, chosen with ``seed``.
     seed
         Seed of the choice of cells and of UMAP.
-    library_key, title
+    library_key, layer, title
         As for :func:`mean_expression`.
     ax, show, save
         See :mod:`cfmvc_scvi.pl`.
@@ -80,7 +82,7 @@ def embedding(
     """
     if method not in ("pca", "umap"):
         raise ValueError(unknown_choice("method", method, ("pca", "umap")))
-    values = _representation(predicted, control, real, use_rep, library_key)
+    values = _representation(predicted, control, real, use_rep, library_key, layer)
     target = "real" if "real" in values else "predicted"
     reference = [values["control"], values[target]]
     pcs = fit_pcs(reference, min(n_pcs, sum(map(len, reference)) - 1, values["control"].shape[1]))
@@ -108,10 +110,15 @@ def embedding(
 
 
 def _representation(
-    predicted: Cells, control: Cells, real: Cells | None, use_rep: str | None, library_key: str | None
+    predicted: Cells,
+    control: Cells,
+    real: Cells | None,
+    use_rep: str | None,
+    library_key: str | None,
+    layer: str | None,
 ) -> dict[str, np.ndarray]:
     if use_rep is None:
-        return read_cells(predicted, control, real, library_key=library_key).values
+        return read_cells(predicted, control, real, library_key=library_key, layer=layer).values
     values = {}
     for name, cells in (("control", control), ("predicted", predicted), ("real", real)):
         if cells is None:
@@ -242,7 +249,14 @@ def _background(ax: Axes, xy: np.ndarray, groups: Sequence[str] | None) -> None:
     levels = sorted(set(names))
     for level, (color, marker) in zip(levels, group_styles(len(levels)), strict=True):
         ax.scatter(
-            *xy[names == level].T, s=size, color=color, marker=marker, alpha=0.5, lw=0, rasterized=True, label=level
+            *xy[names == level].T,
+            s=size,
+            color=color,
+            marker=marker,
+            alpha=0.5,
+            lw=0,
+            rasterized=True,
+            label=plain(level),
         )
     columns = 1 if len(levels) <= 15 else 2
     legend = ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, ncols=columns)
@@ -282,6 +296,7 @@ def spatial_gene(
     *,
     spatial_key: str = "spatial",
     library_key: str | None = None,
+    layer: str | None = None,
     size: float | None = None,
     title: str | None = None,
     show: bool | None = None,
@@ -299,7 +314,7 @@ def spatial_gene(
         Name of the gene.
     spatial_key
         Key of the coordinates, whose unit is that of the axes.
-    library_key
+    library_key, layer
         As for :func:`mean_expression`.
     size
         Area of a marker, in points squared; ``None`` goes by the number of cells.
@@ -321,7 +336,7 @@ def spatial_gene(
         raise ValueError(f"{int((rows < 0).sum())} predicted cells were made from cells that are not in `control`.")
     if len(set(rows)) < len(rows):
         raise ValueError("`predicted` has several rows for a cell: give one condition, and one sample.")
-    cells = read_cells(predicted, control, library_key=library_key)
+    cells = read_cells(predicted, control, library_key=library_key, layer=layer)
     [column] = cells.positions([gene])
     before, after = cells.values["control"][rows, column], cells.values["predicted"][:, column]
     xy = np.asarray(control.obsm[spatial_key], dtype=float)[rows, :2]
@@ -341,10 +356,10 @@ def spatial_gene(
         order = np.argsort(np.abs(values), kind="stable")  # the strongest on top
         drawn = ax.scatter(*xy[order].T, c=values[order], s=area, cmap=cmap, vmin=low, vmax=high, lw=0, rasterized=True)
         figure.colorbar(drawn, ax=ax, label=EXPRESSION_UNIT if name != "change" else f"Δ {EXPRESSION_UNIT}")
-        ax.set(title=name, aspect="equal", xlabel=f"{spatial_key} 1, data units")
+        ax.set(title=name, aspect="equal", xlabel=f"{plain(spatial_key)} 1, data units")
         ax.tick_params(labelsize=8, colors=LINE)
         tidy(ax)
-    axes[0].set_ylabel(f"{spatial_key} 2, data units")
-    figure.suptitle(f"{gene}" if title is None else f"{gene}: {title}", fontsize=11)
+    axes[0].set_ylabel(f"{plain(spatial_key)} 2, data units")
+    figure.suptitle(plain(gene) if title is None else f"{plain(gene)}: {title}", fontsize=11)
     finish(figure, show, save)
     return figure

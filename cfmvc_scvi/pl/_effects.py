@@ -22,6 +22,7 @@ from cfmvc_scvi.pl._style import (
     finish,
     group_styles,
     label_points,
+    plain,
     root_figure,
     symmetric_limit,
     tick_step,
@@ -44,8 +45,8 @@ def effects(
     Parameters
     ----------
     table
-        A mapping of perturbation to the result of ``get_perturbation_effect``, or a DataFrame (perturbation x genes) of
-        log fold changes. With a mapping, a dot marks effects that are ``significant``.
+        A result of ``get_perturbation_effect``, a mapping of perturbation to such results, or a DataFrame
+        (perturbation x genes) of log fold changes. Of results, a dot marks effects that are ``significant``.
     genes
         Genes to draw; ``None`` takes those with the largest effect of any perturbation.
     n_genes
@@ -61,6 +62,8 @@ def effects(
     them are left out.
     """
     called = None
+    if isinstance(table, pd.DataFrame) and {"log_fold_change", "significant"} <= set(table.columns):
+        table = {str(table.attrs.get("perturbation", "effect")): table}
     if isinstance(table, Mapping):
         if not table:
             raise ValueError("`table` is empty: give the effects of at least one perturbation.")
@@ -189,7 +192,15 @@ def perturbation_map(
     drawn = axes_for(ax, (5.6, 5.0))
     size = 30 if len(table) <= 60 else 16
     for level, color, marker, chosen in _groups(table.index, groups, ~is_control):
-        drawn.scatter(*points[chosen].T, s=size, color=color, marker=marker, alpha=0.85, lw=0, label=level)
+        drawn.scatter(
+            *points[chosen].T,
+            s=size,
+            color=color,
+            marker=marker,
+            alpha=0.85,
+            lw=0,
+            label=None if level is None else plain(level),
+        )
     drawn.scatter(
         *points[is_control].T, s=80, marker="P", color=LINE, lw=0, label="control" if is_control.any() else None
     )
@@ -271,7 +282,7 @@ def _heat_map(table: pd.DataFrame, label: str, ax: Axes | None, title: str | Non
     ):
         places = np.arange(0, len(names), tick_step(len(names), inches))
         setter = drawn.set_xticks if which == "x" else drawn.set_yticks
-        setter(places, [str(names[i]) for i in places.tolist()], fontsize=8, rotation=90 if which == "x" else 0)
+        setter(places, [plain(names[i]) for i in places.tolist()], fontsize=8, rotation=90 if which == "x" else 0)
     drawn.set_title(title or "", fontsize=10)
     drawn.spines[:].set_visible(False)
     return drawn

@@ -21,6 +21,7 @@ from cfmvc_scvi.pl._style import (
     axes_for,
     finish,
     label_beside,
+    plain,
     tidy,
 )
 
@@ -33,6 +34,7 @@ def mean_expression(
     n_de: int = 100,
     n_names: int = 10,
     library_key: str | None = None,
+    layer: str | None = None,
     gene_names: Sequence[str] | None = None,
     title: str | None = None,
     ax: Axes | None = None,
@@ -45,7 +47,7 @@ def mean_expression(
     ----------
     predicted, real, control
         Cells of one condition: AnnData of counts (as predictions are), or arrays of log1p CP10k, cells x genes. Genes
-        are matched by name to the prediction.
+        are matched by name to the prediction; several conditions in one of them are refused.
     n_de
         Genes with the largest ``|t|`` of real against control that count as differentially expressed
         (:func:`~cfmvc_scvi.metrics.top_de_genes`).
@@ -54,6 +56,9 @@ def mean_expression(
     library_key
         Column of ``obs`` with library sizes. ``None`` takes the row sum; for a predicted cell, the row sum of the
         control cell that it was made from.
+    layer
+        Layer of ``real`` and ``control`` that holds their counts. ``None`` takes the one the model was set up with,
+        where they have it, else ``X``. Values that are no counts are refused.
     gene_names
         Names of the genes, for arrays.
     title
@@ -65,7 +70,7 @@ def mean_expression(
     -------
     The axes. Lines mark equality; R² is of the means (:func:`~cfmvc_scvi.metrics.r2_mean`).
     """
-    cells = read_cells(predicted, control, real, library_key=library_key, gene_names=gene_names)
+    cells = read_cells(predicted, control, real, library_key=library_key, gene_names=gene_names, layer=layer)
     de = top_de_genes(cells.values["real"], cells.values["control"], n_de)
     x, y = cells.means["real"], cells.means["predicted"]
     drawn = axes_for(ax, (4.8, 4.8))
@@ -89,6 +94,7 @@ def delta(
     n_de: int = 100,
     n_names: int = 10,
     library_key: str | None = None,
+    layer: str | None = None,
     gene_names: Sequence[str] | None = None,
     title: str | None = None,
     ax: Axes | None = None,
@@ -103,7 +109,7 @@ def delta(
     -------
     The axes. Pearson-Δ is the correlation over genes (:func:`~cfmvc_scvi.metrics.pearson_delta`).
     """
-    cells = read_cells(predicted, control, real, library_key=library_key, gene_names=gene_names)
+    cells = read_cells(predicted, control, real, library_key=library_key, gene_names=gene_names, layer=layer)
     values = cells.values
     de = top_de_genes(values["real"], values["control"], n_de)
     x = cells.means["real"] - cells.means["control"]
@@ -145,6 +151,7 @@ def gene_distributions(
     *,
     n_genes: int = 6,
     library_key: str | None = None,
+    layer: str | None = None,
     gene_names: Sequence[str] | None = None,
     title: str | None = None,
     ax: Axes | None = None,
@@ -162,14 +169,14 @@ def gene_distributions(
         predicted cells) against control.
     n_genes
         Number of genes drawn where ``genes`` is ``None``.
-    library_key, gene_names, title, ax, show, save
+    library_key, layer, gene_names, title, ax, show, save
         As for :func:`mean_expression`.
 
     Returns
     -------
     The axes: a violin for each gene and population, a dot at the mean.
     """
-    cells = read_cells(predicted, control, real, library_key=library_key, gene_names=gene_names)
+    cells = read_cells(predicted, control, real, library_key=library_key, gene_names=gene_names, layer=layer)
     target = cells.values.get("real", cells.values["predicted"])
     if genes is None:
         chosen = top_de_genes(target, cells.values["control"], n_genes)
@@ -183,7 +190,7 @@ def gene_distributions(
         drawn.scatter(
             places, values[:, chosen].mean(axis=0), s=24, color=COLORS[name], edgecolor="white", zorder=3, label=name
         )
-    drawn.set_xticks(np.arange(len(chosen)), [str(gene) for gene in cells.genes[chosen]])
+    drawn.set_xticks(np.arange(len(chosen)), [plain(gene) for gene in cells.genes[chosen]])
     if len(chosen) > 8:
         drawn.tick_params("x", rotation=60)
     drawn.set(ylabel=EXPRESSION_UNIT, xlim=(-0.6, len(chosen) - 0.4), ylim=(0, None))

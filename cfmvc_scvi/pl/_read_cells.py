@@ -15,6 +15,7 @@ from cfmvc_scvi._messages import close_matches, missing_genes, shortened
 from cfmvc_scvi._types import obs_of
 from cfmvc_scvi.metrics import log1p_cp10k
 from cfmvc_scvi.metrics._arrays import Matrix
+from cfmvc_scvi.pl._units import check_lognorm, check_one_condition, described, expression_of, source_rows
 
 Cells: TypeAlias = AnnData | np.ndarray
 
@@ -59,6 +60,7 @@ def read_cells(
     *,
     library_key: str | None = None,
     gene_names: Sequence[str] | None = None,
+    layer: str | None = None,
 ) -> PlottedCells:
     """Cells of one condition, aligned by gene name to the prediction.
 
@@ -66,11 +68,15 @@ def read_cells(
     ``obs["source_cell"]`` where ``library_key`` does not say otherwise.
     """
     given = {"control": control, "predicted": predicted} | ({} if real is None else {"real": real})
-    genes = _genes(given, gene_names)
+    genes, call = _genes(given, gene_names), described(predicted)
+    for name in given.keys() - {"control"}:
+        check_one_condition(given[name], name, call)
     values = {}
     for name, cells in given.items():
-        library = _source_library(cells, control) if name == "predicted" and library_key is None else None
-        values[name] = lognorm(cells, name, genes, library_key=library_key, library=library)
+        library = None
+        if name == "predicted" and library_key is None:
+            library = _source_library(predicted, control, layer)
+        values[name] = lognorm(cells, name, genes, library_key=library_key, library=library, layer=layer, call=call)
     return PlottedCells(values, genes)
 
 
@@ -81,6 +87,8 @@ def lognorm(
     *,
     library_key: str | None = None,
     library: np.ndarray | None = None,
+    layer: str | None = None,
+    call: dict[str, Any] | None = None,
 ) -> np.ndarray:
     """log1p CP10k of cells (n_cells, n_genes), dense, with these genes in this order."""
     if not isinstance(cells, AnnData):
@@ -92,6 +100,7 @@ def lognorm(
             )
         if not np.isfinite(x).all():
             raise ValueError(f"`{name}` has {int((~np.isfinite(x)).sum())} values that are not finite.")
+        check_lognorm(x, name)
         return x
     if not cells.n_obs:
         raise ValueError(f"`{name}` has no cells.")
@@ -99,10 +108,9 @@ def lognorm(
     if (columns < 0).any():
         wanted = f"the {len(genes)} genes of the prediction"
         raise ValueError(missing_genes(genes[columns < 0], cells.var_names, wanted=wanted, where=f"`{name}`"))
-    if _return_type(cells) == "latent":
-        raise ValueError(f"`{name}` holds latents, not expression: predict with `return_type='mean'`.")
-    if _return_type(cells) == "lognorm":
-        values: Any = cells.X
+    matrix, is_lognorm = expression_of(cells, name, layer, call or {})
+    if is_lognorm:
+        values: Any = matrix
     else:
         if library_key is not None:
             if library_key not in cells.obs:
@@ -110,24 +118,18 @@ def lognorm(
                     f"`library_key` {library_key!r} is not in the obs of `{name}`. There is: {shortened(cells.obs)}."
                 )
             library = obs_of(cells)[library_key].to_numpy(dtype=float)
-        values = log1p_cp10k(cast(Matrix, cells.X), library)
+        values = log1p_cp10k(cast(Matrix, matrix), library)
     values = values[:, columns]
     return np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=float)
 
 
-def _return_type(cells: AnnData) -> str | None:
-    described = cells.uns.get("cfmvc", {})
-    return described.get("return_type") if isinstance(described, dict) else None
-
-
-def _source_library(predicted: Cells, control: Cells) -> np.ndarray | None:
+def _source_library(predicted: Cells, control: Cells, layer: str | None) -> np.ndarray | None:
     """Library size of the cell each prediction was made from, where the control cells tell."""
-    if not (isinstance(predicted, AnnData) and isinstance(control, AnnData)) or "source_cell" not in predicted.obs:
+    rows = source_rows(predicted, control)
+    if rows is None:
         return None
-    rows = control.obs_names.get_indexer(pd.Index(obs_of(predicted)["source_cell"].astype(str)))
-    if (rows < 0).any() or not control.obs_names.is_unique:
-        return None
-    return np.asarray(cast(Matrix, control.X).sum(axis=1)).ravel()[rows]
+    matrix, is_lognorm = expression_of(cast(AnnData, control), "control", layer, described(predicted))
+    return None if is_lognorm else np.asarray(cast(Matrix, matrix).sum(axis=1)).ravel()[rows]
 
 
 def _genes(given: dict[str, Cells], gene_names: Sequence[str] | None) -> pd.Index:

@@ -36,6 +36,11 @@ def axes_for(ax: Axes | None, figsize: tuple[float, float]) -> Axes:
     return plt.subplots(figsize=figsize, layout="constrained")[1]
 
 
+def plain(name: object) -> str:
+    """A name as matplotlib shall write it: a dollar sign in it begins no formula."""
+    return str(name).replace("$", r"\$")
+
+
 def tidy(ax: Axes) -> None:
     """Hide the lines of the frame that carry no scale."""
     ax.spines[["top", "right"]].set_visible(False)
@@ -100,7 +105,7 @@ def label_beside(ax: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -
         for i, height in zip(chosen, heights, strict=True):
             placed.append(
                 ax.annotate(
-                    str(names[i]),
+                    plain(names[i]),
                     (x[i], y[i]),
                     xytext=(place, height),
                     textcoords="axes fraction",
@@ -140,7 +145,14 @@ def label_points(ax: Axes, x: np.ndarray, y: np.ndarray, names: Sequence[str]) -
     for i, name in enumerate(names):
         for dx, dy, ha, va in _SIDES:
             text = ax.annotate(
-                name, (x[i], y[i]), (dx, dy), textcoords="offset points", ha=ha, va=va, fontsize=SMALL, clip_on=False
+                plain(name),
+                (x[i], y[i]),
+                (dx, dy),
+                textcoords="offset points",
+                ha=ha,
+                va=va,
+                fontsize=SMALL,
+                clip_on=False,
             )
             box = text.get_window_extent(renderer)
             around = box.padded(margin)

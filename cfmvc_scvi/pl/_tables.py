@@ -12,7 +12,7 @@ from matplotlib.colors import LogNorm
 
 from cfmvc_scvi._messages import close_matches, shortened
 from cfmvc_scvi.metrics import METRICS
-from cfmvc_scvi.pl._style import DIVERGING, SEQUENTIAL, axes_for, finish, root_figure, tick_step
+from cfmvc_scvi.pl._style import DIVERGING, SEQUENTIAL, axes_for, finish, plain, root_figure, tick_step
 
 
 def support(
@@ -55,11 +55,13 @@ def support(
     image = drawn.imshow(shown, norm=LogNorm(1, top), cmap=SEQUENTIAL, aspect="auto", interpolation="nearest")
     figure = root_figure(drawn)
     figure.colorbar(image, ax=drawn, label="training cells")
-    drawn.set_xticks(range(n_columns), counts.columns.astype(str), rotation=90 if n_columns > 3 else 0, fontsize=8)
+    drawn.set_xticks(
+        range(n_columns), list(map(plain, counts.columns)), rotation=90 if n_columns > 3 else 0, fontsize=8
+    )
     figure.draw_without_rendering()
     frame = drawn.get_window_extent()
     places = np.arange(0, n_rows, tick_step(n_rows, frame.height / figure.dpi))
-    drawn.set_yticks(places, counts.index[places].astype(str), fontsize=8)
+    drawn.set_yticks(places, list(map(plain, counts.index[places])), fontsize=8)
     drawn.spines[:].set_visible(False)
     room = frame.width / figure.dpi / n_columns > 0.4 and tick_step(n_rows, frame.height / figure.dpi) == 1
     if room:
@@ -122,7 +124,7 @@ def benchmark(
         value = float(numbers[i, j])
         drawn.text(j, i, "–" if not np.isfinite(value) else f"{value:.3g}", ha="center", va="center", fontsize=8)
     drawn.set_xticks(range(n_columns), [_head(metric) for metric in raw.columns], rotation=40, ha="left", fontsize=8)
-    drawn.set_yticks(range(n_rows), raw.index.astype(str), fontsize=8.5)
+    drawn.set_yticks(range(n_rows), list(map(plain, raw.index)), fontsize=8.5)
     drawn.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
     drawn.spines[:].set_visible(False)
     drawn.set_xlabel("colour: 0 = baseline (white), 1 = split-half ceiling (blue), below the baseline red", fontsize=8)
@@ -134,4 +136,4 @@ def benchmark(
 def _head(metric: object) -> str:
     """Name of a metric with the direction that is better; a column that is no metric of the table has no arrow."""
     arrow = METRICS[str(metric)].arrow if metric in METRICS else ""
-    return f"{str(metric).replace('_', ' ')} {arrow}".strip()
+    return f"{plain(metric).replace('_', ' ')} {arrow}".strip()

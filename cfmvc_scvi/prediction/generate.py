@@ -12,6 +12,8 @@ from anndata import AnnData
 from scipy import sparse
 from torch import Tensor
 
+from cfmvc_scvi._arguments import whole_number
+from cfmvc_scvi._base import single_precision
 from cfmvc_scvi._constants import CP10K
 from cfmvc_scvi._types import FlowContext, obs_of
 from cfmvc_scvi.cells.latents import CellPosterior
@@ -20,6 +22,7 @@ from cfmvc_scvi.prediction.output import latent_var
 from cfmvc_scvi.prediction.predict import PredictionMixin
 from cfmvc_scvi.prediction.request import PredictionCall, Request
 from cfmvc_scvi.prediction.sources import SourceCells
+from cfmvc_scvi.registration.spelling import text_of, texts_of
 from cfmvc_scvi.registration.vocabulary import Condition
 
 
@@ -29,6 +32,7 @@ class GenerationMixin(PredictionMixin):
     Relies on :class:`~cfmvc_scvi.prediction.predict.PredictionMixin` for the annotations of the result.
     """
 
+    @single_precision
     def generate_cells(
         self,
         perturbation: str,
@@ -70,16 +74,15 @@ class GenerationMixin(PredictionMixin):
         AnnData (n_cells, n_genes).
         """
         self._require_flow("generate cells")
-        if n_cells < 1:
-            raise ValueError(f"`n_cells` is {n_cells}; it must be at least 1.")
+        whole_number("n_cells", n_cells)
         call = PredictionCall.of(return_type, seed=self._seed if seed is None else seed)
         frame = pd.DataFrame({"perturbation": [perturbation], "labels": [labels], "batch": [batch]}, dtype=object)
         [request] = self._requests(frame, dosage, None)
         condition = request.condition
         p = torch.from_numpy(self.vocabulary.encode([condition])).expand(n_cells, -1).to(self.module.device)
         rng = np.random.default_rng([call.seed, n_cells])
-        cells = self._template_cells(n_cells, labels, rng)
-        context = self._generated_context(cells, batch, spatial)
+        cells = self._template_cells(n_cells, request.labels, rng)
+        context = self._generated_context(cells, request.batch, spatial)
         posterior = self._encode(cells)
         noise = torch.from_numpy(rng.standard_normal(posterior.mean.shape, dtype=np.float32))
         drawn = self.module.standardize((posterior.mean + posterior.scale * noise).to(self.module.device))
@@ -88,8 +91,12 @@ class GenerationMixin(PredictionMixin):
         obs = self._generated_obs(cells, posterior, request, call)
         x = latent.numpy() if return_type == "latent" else self._emit(latent, context, cells, condition, call, rng)
         var = latent_var(latent.shape[1]) if return_type == "latent" else self._gene_var()
-        obsm: Any = {"X_cfmvc": latent.numpy()}  # anndata's annotation does not name arrays
-        result = AnnData(x, obs=obs, var=var, obsm=obsm)
+        key = self.setup_keys.spatial_key
+        coordinates = {} if key is None or context.spatial is None else {key: context.spatial.numpy()}
+        obsm: Any = coordinates | {"X_cfmvc": latent.numpy()}  # anndata's annotation does not name arrays
+        layer = self._counts_layer(return_type)
+        layers: Any = {} if layer is None else {layer: x.copy()}
+        result = AnnData(x, obs=obs, var=var, obsm=obsm, layers=layers, uns=self._colors(obs))
         result.uns["cfmvc"] = self._describe(call, [request])
         return result
 
@@ -108,14 +115,14 @@ class GenerationMixin(PredictionMixin):
         keys = self.setup_keys
         control = self._conditions_of(adata).is_control
         if labels is not None:
-            control &= (obs_of(adata)[keys.labels_key].astype(str) == labels).to_numpy()
+            control &= texts_of(obs_of(adata)[keys.labels_key]) == text_of(labels)
         rows = np.flatnonzero(control)
         if not len(rows):
             raise ValueError(f"The registered data have no control cells of cell type {labels!r} to start from.")
         return self._cells(adata, rng.choice(rows, n_cells))
 
     def _generated_context(self, cells: CellTable, batch: str | None, spatial: np.ndarray | None) -> FlowContext:
-        context = cells.context if batch is None else cells.context.with_batch(self.batches.index(str(batch)))
+        context = cells.context if batch is None else cells.context.with_batch(self.batches.index(batch))
         if spatial is None:
             return context
         if context.spatial is None or np.shape(spatial) != tuple(context.spatial.shape):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,8 @@ from scipy import sparse
 from cfmvc_scvi.io.files import h5ad_size, remove, remove_partial, require_space, sync, sync_tree, write_error
 
 _LATENT = "X_cfmvc"
+#: Kinds of columns, as pandas calls them, that a file can hold.
+_WRITABLE = ("string", "boolean", "integer", "integer-na", "floating", "mixed-integer-float", "empty")
 #: Rows of one chunk of a dense matrix on disk.
 _CHUNK_ROWS = 512
 #: Free space that is asked for beside that of the rows: chunks that HDF5 keeps back, and its tables.
@@ -35,11 +38,24 @@ class Output(ABC):
         Dimension of the latent kept in ``obsm["X_cfmvc"]``.
     is_sparse
         Whether ``X`` is CSR rather than dense.
+    layer
+        Layer that gets the same values as ``X``.
+    obsm
+        Further arrays of the cells, such as their coordinates.
     """
 
     def __init__(
-        self, obs: pd.DataFrame, var: pd.DataFrame, uns: dict[str, Any], *, n_latent: int, is_sparse: bool
+        self,
+        obs: pd.DataFrame,
+        var: pd.DataFrame,
+        uns: dict[str, Any],
+        *,
+        n_latent: int,
+        is_sparse: bool,
+        layer: str | None = None,
+        obsm: Mapping[str, np.ndarray] | None = None,
     ) -> None:
+        self.layer, self.obsm = layer, dict(obsm or {})
         self.obs, self.var, self.uns = obs, var, uns
         self.is_sparse = is_sparse
         self.shape = (len(obs), len(var))
@@ -82,8 +98,9 @@ class MemoryOutput(Output):
     def finish(self) -> AnnData:
         """See :meth:`Output.finish`."""
         x = sparse.vstack(self._blocks, format="csr") if self.is_sparse else self._x
-        obsm: Any = {_LATENT: self._latent}  # anndata's annotation does not name arrays
-        return AnnData(x, obs=self.obs, var=self.var, uns=self.uns, obsm=obsm)
+        obsm: Any = self.obsm | {_LATENT: self._latent}  # anndata's annotation does not name arrays
+        layers = {} if self.layer is None or x is None else {self.layer: x.copy()}
+        return AnnData(x, obs=self.obs, var=self.var, uns=self.uns, obsm=obsm, layers=layers)
 
 
 class FileOutput(Output):
@@ -94,14 +111,20 @@ class FileOutput(Output):
         self.path = path
         remove_partial(path)
         self._partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        skeleton = AnnData(obs=self.obs, var=self.var, uns=self.uns)
+        self._matrices = ["X"] if self.layer is None else ["X", f"layers/{self.layer}"]
+        check_can_be_written(self.obs)
+        skeleton = AnnData(obs=self.obs, var=self.var, uns=self.uns, obsm=cast(Any, self.obsm))
         require_space(path.parent, h5ad_size(skeleton), "the prediction")
-        self._group: Any = self._open(skeleton)
-        if "X" in self._group:
-            del self._group["X"]
-        if not self.is_sparse:
-            self._create("X", self.shape)
-        self._create(f"obsm/{_LATENT}", self.latent_shape)
+        try:
+            self._group: Any = self._open(skeleton)
+            if "X" in self._group:
+                del self._group["X"]
+            for name in () if self.is_sparse else self._matrices:
+                self._create(name, self.shape)
+            self._create(f"obsm/{_LATENT}", self.latent_shape)
+        except BaseException:
+            remove(self._partial)
+            raise
 
     @abstractmethod
     def _open(self, skeleton: AnnData) -> Any:
@@ -119,7 +142,7 @@ class FileOutput(Output):
 
     def append(self, x: np.ndarray | sparse.csr_matrix, latent: np.ndarray) -> None:
         """Add the next rows; raises :class:`OSError` when the disk is full, before HDF5 would end the process."""
-        size = x.nbytes if isinstance(x, np.ndarray) else 3 * x.data.nbytes
+        size = len(self._matrices) * (x.nbytes if isinstance(x, np.ndarray) else 3 * x.data.nbytes)
         try:
             require_space(self.path.parent, size + latent.nbytes + _SLACK_BYTES, "the prediction")
             super().append(x, latent)
@@ -134,13 +157,14 @@ class FileOutput(Output):
 
     def _write(self, rows: slice, x: np.ndarray | sparse.csr_matrix, latent: np.ndarray) -> None:
         self._group[f"obsm/{_LATENT}"][rows] = latent
-        if isinstance(x, np.ndarray):
-            self._group["X"][rows] = x
-        elif rows.start == 0:
-            ad.io.write_elem(self._group, "X", _wide(x))
-        else:
-            dataset: Any = ad.io.sparse_dataset(self._group["X"])  # anndata does not annotate `append`
-            dataset.append(_wide(x))
+        for name in self._matrices:
+            if isinstance(x, np.ndarray):
+                self._group[name][rows] = x
+            elif rows.start == 0:
+                ad.io.write_elem(self._group, name, _wide(x))
+            else:
+                dataset: Any = ad.io.sparse_dataset(self._group[name])  # anndata does not annotate `append`
+                dataset.append(_wide(x))
 
     def finish(self) -> AnnData:
         """See :meth:`Output.finish`."""
@@ -192,7 +216,34 @@ class ZarrOutput(FileOutput):
         if self.is_sparse:
             x = ad.io.sparse_dataset(x)
         parts: dict[str, Any] = {name: ad.io.read_elem(group[name]) for name in ("obs", "var", "uns", "obsm")}
-        return AnnData(x, **parts)
+        layers: dict[str, Any] = {}
+        if self.layer is not None:
+            matrix: Any = group[f"layers/{self.layer}"]
+            layers[self.layer] = ad.io.sparse_dataset(matrix) if self.is_sparse else matrix
+        return AnnData(x, layers=layers, **parts)
+
+
+def check_can_be_written(obs: pd.DataFrame) -> None:
+    """Raise for columns that ``.h5ad`` and zarr files cannot hold, naming them.
+
+    Raises
+    ------
+    ValueError
+        For dates, and for text beside numbers.
+    """
+    bad = {}
+    for name in obs:
+        column = obs[name]
+        values = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else column
+        kind = pd.api.types.infer_dtype(values, skipna=True)
+        if kind not in _WRITABLE:
+            bad[str(name)] = kind
+    if bad:
+        first, named = next(iter(bad)), ", ".join(f"{name!r} holds {kind}" for name, kind in bad.items())
+        raise ValueError(
+            f"Columns of obs cannot be written to a file: {named}. Make them text in the cells that are given, "
+            f"`adata.obs[{first!r}] = adata.obs[{first!r}].astype(str)`, or leave them out."
+        )
 
 
 def make_output(out: str | os.PathLike | None, **kwargs: Any) -> Output:

@@ -6,16 +6,19 @@ import os
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
-from scvi import settings
+from scvi import REGISTRY_KEYS, settings
 from scvi.utils import track
 from torch import Tensor
 
+from cfmvc_scvi._base import as_rows, single_precision
+from cfmvc_scvi._constants import CFMVC_KEYS
+from cfmvc_scvi._messages import shortened
 from cfmvc_scvi.calibration.change import (
     LevelChange,
     RateChange,
@@ -26,23 +29,25 @@ from cfmvc_scvi.calibration.change import (
     lognorm_expression,
 )
 from cfmvc_scvi.cells.nearest import with_nearest_labels
+from cfmvc_scvi.prediction.like_data import LikeDataMixin
 from cfmvc_scvi.prediction.output import Output, latent_var, make_output
 from cfmvc_scvi.prediction.request import UNITS, PredictionCall, Request, RequestMixin, ReturnType
 from cfmvc_scvi.prediction.result import result_obs
 from cfmvc_scvi.prediction.sources import SourceCells
 from cfmvc_scvi.prediction.support import SupportMixin
-from cfmvc_scvi.registration.keys import has_presence_matrix
+from cfmvc_scvi.registration.registration import perturbed_cells
 
 #: Size of a dense result in memory above which writing it to disk is suggested.
 _LARGE_BYTES = 4 * 2**30
 
 
-class PredictionMixin(RequestMixin, SupportMixin):
+class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
     """Prediction of :class:`~cfmvc_scvi.CFMVC`.
 
     Relies on the reading of requests, on the support of conditions and on the model's calibration.
     """
 
+    @single_precision
     def predict_perturbation(
         self,
         adata: AnnData | None = None,
@@ -78,9 +83,10 @@ class PredictionMixin(RequestMixin, SupportMixin):
             and, where wanted, ``dosage``, ``labels`` (take the cells of this cell type only) and ``batch`` (decode in
             this batch). ``None`` is every perturbation seen in training. One block of rows per condition.
         indices
-            Rows of ``adata`` (or of the registered data) to take.
+            Rows of ``adata`` (or of the registered data) to take: numbers, a boolean mask, or names of cells.
         dosage
-            Dose of the perturbation: one number, or numbers delimited like the label.
+            Dose of the perturbation: one number, or numbers delimited like the label. A list has one for each
+            perturbation, or several for one.
         batch
             Decode as if measured in this batch; ``None`` is each cell's own.
         return_type
@@ -90,8 +96,8 @@ class PredictionMixin(RequestMixin, SupportMixin):
             their logarithms cannot both be right.
             ``"latent"``: the transported intrinsic latent alone.
         n_samples
-            For ``"counts"``, draws per cell, in rows of their own; else the number of posterior draws of the
-            latent that are averaged, where 1 uses the posterior mean.
+            For ``"counts"``, draws per cell, in rows of their own that ``obs["draw"]`` numbers; else the number of
+            posterior draws of the latent that are averaged, where 1 uses the posterior mean.
         n_steps, solver
             Steps and method of the flow: ``"euler"``, ``"midpoint"``, ``"rk4"`` or ``"adaptive"``.
         batch_size
@@ -124,7 +130,17 @@ class PredictionMixin(RequestMixin, SupportMixin):
         - ``n_support``: training cells of this condition (at its dose) in this cell type. With few of them the answer
           leans on what is known of other perturbations, cell types and genes, and on no effect.
 
-        ``obsm["X_cfmvc"]`` is the transported latent; ``uns["cfmvc"]`` the call.
+        A column of the cells that has one of these names is kept with the ending ``_of_source``. With several draws per
+        cell, ``draw`` numbers them.
+
+        ``obsm["X_cfmvc"]`` is the transported latent; ``uns["cfmvc"]`` the call. Of ``"mean"`` and ``"counts"``, the
+        layer that was registered holds the same values as ``X``, so that the result can stand beside the real cells
+        (``anndata.concat``) and be given back to the model.
+
+        Warns
+        -----
+        UserWarning
+            Where cells are perturbed already, doses are above those of training, or cells have no counts.
 
         Raises
         ------
@@ -177,6 +193,7 @@ class PredictionMixin(RequestMixin, SupportMixin):
         cells = self._cells(adata, rows, default, allow_unknown=unknown_labels == "nearest")
         if not len(cells):
             raise ValueError("There are no cells to perturb: `adata` or `indices` is empty.")
+        perturbed = self._perturbed(adata, rows, requests)
         cells, nearest = with_nearest_labels(cells, self._calibration.state.profiles, self._types_with_controls())
         several = len(requests) > 1
         out = {}
@@ -190,8 +207,31 @@ class PredictionMixin(RequestMixin, SupportMixin):
             table = cells.take(rows).padded()
             posterior = self._encode(table, call.batch_size)
             labels = np.array(self.cell_types)[table.context.labels.numpy()[: len(rows)]]
-            out[name] = SourceCells(table, len(rows), nearest[rows], labels, posterior, self.module, call, several)
+            twice = None if perturbed is None else perturbed[rows]
+            out[name] = SourceCells(
+                table, len(rows), nearest[rows], labels, posterior, self.module, call, several, perturbed=twice
+            )
         return out
+
+    def _perturbed(
+        self, adata: AnnData | None, rows: Sequence[int] | np.ndarray | None, requests: list[Request]
+    ) -> np.ndarray | None:
+        """Which of the cells are perturbed already, with a warning; ``None`` where none is."""
+        cells = self._require_adata("use its cells") if adata is None else adata
+        found = perturbed_cells(cells, self.setup_keys, self.vocabulary)
+        found = found if rows is None else found[as_rows(rows, cells.n_obs, cells.obs_names)]
+        asked = [request.condition.label for request in requests if not request.condition.is_control]
+        if not found.any():
+            return None
+        if asked:
+            warnings.warn(
+                f"{int(found.sum())} of the {len(found)} cells are perturbed already, by their "
+                f"{self.setup_keys.perturbation_key!r}: {shortened(asked, 3)} is predicted on top of that, which the "
+                "training data say nothing about, and their support is 'new combination'. Give control cells alone.",
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
+        return found
 
     # ---- the work ---------------------------------------------------------------------------------------------
 
@@ -259,7 +299,7 @@ class PredictionMixin(RequestMixin, SupportMixin):
         is_latent = call.return_type == "latent"
         var = latent_var(self.module.n_latent) if is_latent else self._gene_var()
         obs = self._result_obs(requests, sources, call)
-        size = 4 * len(obs) * len(var)
+        size = 4 * len(obs) * len(var) * (1 if self._counts_layer(call.return_type) is None else 2)
         if out is None and call.return_type != "counts" and size > _LARGE_BYTES:
             warnings.warn(
                 f"The prediction is a dense matrix of {len(obs)} x {len(var)}, {size / 2**30:.0f} GiB, in memory. "
@@ -271,7 +311,9 @@ class PredictionMixin(RequestMixin, SupportMixin):
             out,
             obs=obs,
             var=var,
-            uns={"cfmvc": self._describe(call, requests)},
+            uns={"cfmvc": self._describe(call, requests)} | self._colors(obs),
+            layer=self._counts_layer(call.return_type),
+            obsm=self._coordinates([sources[request.labels] for request in requests], call.draws),
             n_latent=self.module.n_latent,
             is_sparse=call.return_type == "counts",
         )
@@ -281,26 +323,16 @@ class PredictionMixin(RequestMixin, SupportMixin):
     ) -> pd.DataFrame:
         support = {
             request: (
-                self._support(request.condition, sources[request.labels].codes),
+                self._support(request.condition, sources[request.labels].codes, sources[request.labels].perturbed),
                 self._support_distance(request.condition),
-                self._n_support(request.condition, sources[request.labels].codes),
+                self._n_support(request.condition, sources[request.labels].codes, sources[request.labels].perturbed),
             )
             for request in requests
         }
-        return result_obs(requests, sources, support, self.setup_keys, self._perturbation_column, call.draws)
-
-    @property
-    def _perturbation_column(self) -> str:
-        """Column of a result that holds the perturbation."""
-        keys = self.setup_keys
-        adata = self._registered
-        is_matrix = adata is not None and has_presence_matrix(adata, keys.perturbation_key)
-        return "perturbation" if is_matrix else keys.perturbation_key
-
-    def _gene_var(self) -> pd.DataFrame:
-        if self._registered is not None:
-            return cast(pd.DataFrame, self._registered.var).copy()
-        return pd.DataFrame(index=pd.Index(self.get_var_names(), dtype=str))
+        native = {self._perturbation_column: {}, self.setup_keys.batch_key or "": self._native(REGISTRY_KEYS.BATCH_KEY)}
+        if not self._has_presence_matrix:
+            native[self._perturbation_column] = self._native(CFMVC_KEYS.PERTURBATION_KEY)
+        return result_obs(requests, sources, support, self.setup_keys, self._perturbation_column, call.draws, native)
 
     def _describe(self, call: PredictionCall, requests: list[Request]) -> dict[str, Any]:
         batches = sorted({request.batch or "own" for request in requests})
@@ -314,5 +346,8 @@ class PredictionMixin(RequestMixin, SupportMixin):
             "n_samples": call.n_samples,
             "batch": batches[0] if len(batches) == 1 else batches,
             "flow_source": self.flow_source,
+            "perturbation_column": self._perturbation_column,
+            **{name: value for name, value in self._where().items() if value is not None},
+            "allow_noncounts": self.setup_keys.allow_noncounts,
             "versions": {name: version(name) for name in ("cfmvc_scvi", "scvi-tools", "torch")},
         }

@@ -5,16 +5,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import pandas as pd
 from scvi import settings
 
+from cfmvc_scvi._arguments import whole_number
 from cfmvc_scvi._base import ModelBase
+from cfmvc_scvi._constants import CFMVC_KEYS
 from cfmvc_scvi._messages import shortened, unknown_choice
 from cfmvc_scvi.flow import Solver, get_solver
 from cfmvc_scvi.registration.keys import SetupKeys
-from cfmvc_scvi.registration.vocabulary import Condition, PerturbationVocabulary
+from cfmvc_scvi.registration.labels import split_label
+from cfmvc_scvi.registration.spelling import as_list, is_missing, known_spelling, number_text, text_of, texts_of
+from cfmvc_scvi.registration.vocabulary import Condition, PerturbationVocabulary, UnknownPerturbationError
 
 ReturnType = Literal["mean", "counts", "lognorm", "latent"]
 
@@ -76,8 +81,10 @@ class PredictionCall:
         """
         if return_type not in UNITS:
             raise ValueError(unknown_choice("return_type", return_type, UNITS))
-        if n_samples < 1:
-            raise ValueError(f"`n_samples` is {n_samples}; it must be at least 1.")
+        whole_number("n_samples", n_samples)
+        for argument, value in (("n_steps", n_steps), ("batch_size", batch_size)):
+            if value is not None:
+                whole_number(argument, value)
         solver = DEFAULT_SOLVER if solver is None else solver
         steps = DEFAULT_STEPS if n_steps is None and solver != "adaptive" else n_steps
         return cls(return_type, n_samples, get_solver(solver, steps), batch_size or DEFAULT_CELLS, seed)
@@ -151,27 +158,46 @@ class RequestReader:
         has_doses = self.keys.dosage_key is not None
         if not has_doses and any(dose is not None for dose in doses):
             raise ValueError("The model was set up without `dosage_key`, so it knows no doses: leave `dosage` out.")
-        conditions = [self.vocabulary.parse(str(row["perturbation"]), row["dosage"]) for row in rows]
+        absent = [i for i, row in enumerate(rows) if is_missing(row["perturbation"])]
+        if absent:
+            raise ValueError(
+                f"`perturbation` is missing in {len(absent)} of {len(rows)} conditions, the first in row {absent[0]}: "
+                f"give a label, or {self.vocabulary.control_label!r} for control."
+            )
+        conditions = [self.vocabulary.parse(self._label(row["perturbation"]), row["dosage"]) for row in rows]
         if has_doses:
             missing = [c.label for c, dose in zip(conditions, doses, strict=True) if dose is None and c.members]
             if missing:
                 raise ValueError(f"The model was trained with doses: pass `dosage` for {shortened(missing, 5)}.")
         if self.keys.labels_key is None and any(row["labels"] is not None for row in rows):
             raise ValueError("The model was set up without `labels_key` and knows no cell types: leave `labels` out.")
-        _check_levels("labels", [row["labels"] for row in rows], self.cell_types)
-        _check_levels("batch", [row["batch"] for row in rows], self.batches)
+        labels = [_level("labels", row["labels"], self.cell_types) for row in rows]
+        batches = [_level("batch", row["batch"], self.batches) for row in rows]
         self.vocabulary.members(conditions)  # refuses unknown perturbations
         self._warn_beyond_doses(conditions)
         return [
-            Request(condition, _number(row["dosage"]), _text(row["labels"]), _text(row["batch"]))
-            for condition, row in zip(conditions, rows, strict=True)
+            Request(condition, _number(row["dosage"]), label, of_batch)
+            for condition, row, label, of_batch in zip(conditions, rows, labels, batches, strict=True)
         ]
+
+    def _label(self, value: Any) -> str:
+        return known_spelling(value, [*self.vocabulary.control_group, *self.vocabulary.names])
 
     def _rows(self, perturbation: Any, dosage: Any, batch: Any) -> list[dict[str, Any]]:
         default = {"dosage": dosage, "labels": None, "batch": batch}
         if not isinstance(perturbation, pd.DataFrame):
-            labels = [perturbation] if isinstance(perturbation, str) or not _is_list(perturbation) else perturbation
-            return [default | {"perturbation": label} for label in labels]
+            labels, doses = as_list(perturbation), as_list(dosage)
+            if len(labels) == 1:
+                labels = labels * len(doses)
+            elif len(doses) == 1:
+                doses = doses * len(labels)
+            if len(doses) != len(labels):
+                raise ValueError(
+                    f"`dosage` lists {len(doses)} doses for {len(labels)} perturbations: give one dose, one for each "
+                    "perturbation, or a DataFrame with a row for each condition."
+                )
+            pairs = zip(labels, doses, strict=True)
+            return [default | {"perturbation": label, "dosage": dose} for label, dose in pairs]
         table = self._renamed(perturbation)
         if "perturbation" not in table:
             raise KeyError(
@@ -187,9 +213,9 @@ class RequestReader:
                 stacklevel=settings.warnings_stacklevel,
             )
         table = table[[name for name in CONDITION_COLUMNS if name in table]]
-        known = table.astype(object).where(table.notna(), cast(Any, None))  # pandas' stubs do not know None
-        records = cast("list[dict[str, Any]]", known.to_dict("records"))
-        return [default | {key: value for key, value in record.items() if value is not None} for record in records]
+        records = cast("list[dict[str, Any]]", table.astype(object).to_dict("records"))
+        none = {"perturbation": None}
+        return [none | default | {k: v for k, v in record.items() if not is_missing(v)} for record in records]
 
     def _renamed(self, table: pd.DataFrame) -> pd.DataFrame:
         """The model's own names of the columns, such as ``cell_type`` for ``labels``, are understood too."""
@@ -233,31 +259,68 @@ class RequestMixin(ModelBase):
         """Conditions that were asked for; ``None`` is every one that was trained on."""
         reader = RequestReader(self.vocabulary, self.setup_keys, self.batches, self.cell_types)
         if perturbation is None and dosage is None:
-            reader.read([self.vocabulary.control_label], None, batch)  # refuses an unknown batch
-            return self._trained_requests(None if batch is None else str(batch))
-        return reader.read(list(self.vocabulary.names) if perturbation is None else perturbation, dosage, batch)
+            [control] = reader.read([self.vocabulary.control_label], None, batch)  # refuses an unknown batch
+            return self._trained_requests(control.batch)
+        requests = reader.read(self._trained_names if perturbation is None else perturbation, dosage, batch)
+        self._check_trained([request.condition for request in requests])
+        return requests
+
+    @property
+    def _trained_names(self) -> list[str]:
+        """Perturbations that a training cell had, or that are known by a vector."""
+        members = {member for (members, _), _ in self._conditions_of_training for member in members}
+        return [name for name in self.vocabulary.names if name in members or self.vocabulary.has_embedding]
+
+    def _check_trained(self, conditions: Sequence[Condition]) -> None:
+        """Raise for perturbations of the data that no training cell had, where no vector says anything of them."""
+        if self.vocabulary.has_embedding:
+            return
+        trained = set(self._trained_names)
+        asked = dict.fromkeys(member for condition in conditions for member in condition.members)
+        untrained = [name for name in asked if name in self.vocabulary.names and name not in trained]
+        if untrained:
+            raise UnknownPerturbationError(
+                f"No training cell had {shortened(untrained)}: all its cells fell among the validation or test cells, "
+                "so the model knows nothing of it. Train on more of its cells (a larger `train_size`), leave it out, "
+                "or give vectors (`perturbation_embedding_key`)."
+            )
+
+    @cached_property
+    def _labels_in_data(self) -> dict[tuple[str, ...], str]:
+        """Label that the registered data have for members, the first of them in alphabetical order."""
+        levels: list[Any] = []
+        if not self._has_presence_matrix:
+            levels = sorted(texts_of(self._levels(CFMVC_KEYS.PERTURBATION_KEY)), reverse=True)
+        return {self.vocabulary.parse(level).members: level for level in levels}
 
     def _trained_requests(self, batch: str | None) -> list[Request]:
         """Every condition the model was trained on, control left out."""
         delimiter = self.vocabulary.combination_delimiter or ""
         requests = []
         for members, doses in sorted({key for key, _ in self._conditions_of_training if key[0]}):
-            condition = Condition(delimiter.join(members), members, doses)
-            one_dose = doses[0] if len(set(doses)) == 1 else delimiter.join(f"{dose:g}" for dose in doses)
+            label = self._labels_in_data.get(members, delimiter.join(members))
+            condition = Condition(label, members, doses)
+            one_dose = doses[0] if len(set(doses)) == 1 else self._dose_text(label, condition)
             has_doses = self.setup_keys.dosage_key is not None
             requests.append(Request(condition, one_dose if has_doses else None, batch=batch))
         return requests
 
+    def _dose_text(self, label: str, condition: Condition) -> str:
+        """Doses in the order of the members of a label; a control among them has dose 0."""
+        of = dict(zip(condition.members, condition.doses, strict=True))
+        delimiter, group = self.vocabulary.combination_delimiter, self.vocabulary.control_group
+        members = split_label(label, delimiter, group)
+        return (delimiter or "").join(number_text(of.get(member, 0.0)) for member in members)
 
-def _check_levels(argument: str, values: Sequence[Any], known: Sequence[str]) -> None:
-    for value in values:
-        if value is None or str(value) in known:
-            continue
-        raise ValueError(unknown_choice(argument, str(value), sorted(known)))
 
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) or hasattr(value, "__array__")
+def _level(argument: str, value: Any, known: Sequence[str]) -> str | None:
+    """The known level that is meant, ``None`` where none is asked for."""
+    if is_missing(value):
+        return None
+    level = known_spelling(value, known)
+    if level not in known:
+        raise ValueError(unknown_choice(argument, level, sorted(known)))
+    return level
 
 
 def _number(dosage: Any) -> float | str | None:
@@ -266,9 +329,5 @@ def _number(dosage: Any) -> float | str | None:
         return None
     try:
         return float(dosage)
-    except ValueError:
-        return str(dosage)
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
+    except (TypeError, ValueError):
+        return text_of(dosage)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import anndata as ad
 import numpy as np
@@ -12,6 +12,10 @@ import pandas as pd
 from cfmvc_scvi.prediction.request import Request
 from cfmvc_scvi.prediction.sources import SourceCells
 from cfmvc_scvi.registration.keys import SetupKeys
+from cfmvc_scvi.registration.spelling import number_text
+
+#: Columns that every result has of its own.
+_WRITTEN = ("source_cell", "support", "support_distance", "n_support")
 
 
 def result_obs(
@@ -21,6 +25,7 @@ def result_obs(
     keys: SetupKeys,
     perturbation_column: str,
     draws: int,
+    native: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> pd.DataFrame:
     """Annotations of all rows of a prediction: one block per request, and within it one per draw.
 
@@ -38,31 +43,51 @@ def result_obs(
         Column that the perturbation is written to.
     draws
         Rows per cell.
+    native
+        Of columns whose levels are no text in the data: the levels by their text.
     """
+    native = native or {}
     labels = list(dict.fromkeys(request.condition.label for request in requests))
     doses = _doses(requests)
     blocks = []
     for request, tag, dose in zip(requests, _tags(requests, doses), doses, strict=True):
-        obs = _source_obs(sources[request.labels], keys)
-        obs[perturbation_column] = pd.Categorical([request.condition.label] * len(obs), categories=labels)
+        obs = _source_obs(sources[request.labels], keys, draws)
+        if perturbation_column != keys.perturbation_key:
+            obs = kept_aside(obs, [perturbation_column])
+        levels = _as_in_data(labels, native.get(perturbation_column, {}))
+        level = levels[labels.index(request.condition.label)]
+        obs[perturbation_column] = pd.Categorical([level] * len(obs), categories=pd.Index(levels))
         if keys.dosage_key is not None:
             obs[keys.dosage_key] = dose
         if request.batch is not None and keys.batch_key is not None:
-            obs[keys.batch_key] = request.batch
+            [obs[keys.batch_key]] = _as_in_data([request.batch], native.get(keys.batch_key, {}))
         obs["support"], obs["support_distance"], n_support = support[request]
         if n_support is not None:
             obs["n_support"] = n_support
         for draw in range(draws):
-            block = obs if draws == 1 else obs.assign(sample=draw)
+            block = obs if draws == 1 else obs.assign(draw=draw)
             suffix = f"_{tag}" if draws == 1 else f"_{tag}_{draw}"
             blocks.append(block.set_axis(block["source_cell"] + suffix))
     return _concatenate(blocks)
 
 
-def _source_obs(source: SourceCells, keys: SetupKeys) -> pd.DataFrame:
+def kept_aside(obs: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """The same columns, those of these names with the ending ``_of_source``: a result has its own of these names."""
+    renamed = {name: f"{name}_of_source" for name in names if name in obs}
+    return obs.drop(columns=[name for name in renamed.values() if name in obs]).rename(columns=renamed)
+
+
+def _as_in_data(labels: Sequence[str], native: Mapping[str, Any]) -> list[Any]:
+    """Labels as the data have them, such as numbers, where they have all of them; else text."""
+    return [native[label] for label in labels] if all(label in native for label in labels) else list(labels)
+
+
+def _source_obs(source: SourceCells, keys: SetupKeys, draws: int) -> pd.DataFrame:
     """The cells' own columns, and their names."""
     obs = source.asked.obs
     obs = obs.loc[:, [name for name in obs if not str(name).startswith("_scvi")]].copy()
+    written = [*_WRITTEN, *(["nearest_label"] if source.nearest.any() else []), *(["draw"] if draws > 1 else [])]
+    obs = kept_aside(obs, written)
     obs["source_cell"] = obs.index.astype(str)
     if source.nearest.any():
         obs["nearest_label"] = source.labels
@@ -87,7 +112,7 @@ def _concatenate(blocks: list[pd.DataFrame]) -> pd.DataFrame:
 def _unify(blocks: list[pd.DataFrame], name: Hashable) -> None:
     """Give a column the same categories in all blocks."""
     values = [pd.Categorical(block[name]) for block in blocks]
-    levels = pd.Index([]).append([v.categories for v in values]).unique()
+    levels = values[0].categories.append([v.categories for v in values[1:]]).unique()
     for block, value in zip(blocks, values, strict=True):
         block[name] = value.set_categories(levels)
 
@@ -108,5 +133,5 @@ def _doses(requests: Sequence[Request]) -> list[float] | list[str]:
     """Dose of every request as it was given: numbers, or text where any has one dose per member."""
     doses = [0.0 if request.dosage is None else request.dosage for request in requests]
     if any(isinstance(dose, str) for dose in doses):
-        return [dose if isinstance(dose, str) else f"{dose:g}" for dose in doses]
+        return [dose if isinstance(dose, str) else number_text(dose) for dose in doses]
     return [float(dose) for dose in doses]

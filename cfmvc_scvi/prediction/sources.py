@@ -38,6 +38,8 @@ class SourceCells:
         Whether a cell's type was unknown and the nearest known one stands for it, shape (n_cells,).
     labels
         Cell type every cell is treated as, shape (n_cells,).
+    perturbed
+        Whether a cell is said to be perturbed already, shape (n_cells,); ``None`` where none is.
     """
 
     cells: CellTable
@@ -48,6 +50,7 @@ class SourceCells:
     module: CFMVCModule
     call: PredictionCall
     keep_decoded: bool = False
+    perturbed: np.ndarray | None = None
     _decoded: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -47,16 +47,19 @@ class SupportMixin(ModelBase):
         """Codes of the cell types whose control cells were trained on."""
         return np.array(sorted(label for (members, _), label in self._conditions_of_training if not members))
 
-    def _support(self, condition: Condition, labels: np.ndarray) -> pd.Categorical:
+    def _support(self, condition: Condition, labels: np.ndarray, perturbed: np.ndarray | None = None) -> pd.Categorical:
         """What each prediction rests on; see :meth:`predict_perturbation`.
 
         Parameters
         ----------
         labels
             Codes of the cells' types; below 0 for a type that was not in training.
+        perturbed
+            Which cells are perturbed already: what is done to them is a new combination.
         """
-        together = {(members, label) for (members, _), label in self._conditions_of_training}
-        known_sets = {members for members, _ in together}
+        known_sets = {members for (members, _), _ in self._conditions_of_training}
+        from_control = set(self._types_with_controls().tolist())
+        together = {(m, label) for (m, _), label in self._conditions_of_training if label in from_control}
         known_members = {member for members in known_sets for member in members}
         if condition.members in known_sets:
             unseen = "new context"
@@ -65,13 +68,19 @@ class SupportMixin(ModelBase):
         else:
             unseen = "new perturbation"
         values = ["seen" if (condition.members, int(label)) in together else unseen for label in labels]
+        if perturbed is not None and condition.members:
+            values = ["new combination" if twice else value for value, twice in zip(values, perturbed, strict=True)]
         return pd.Categorical(values, categories=list(SUPPORT_LEVELS))
 
-    def _n_support(self, condition: Condition, labels: np.ndarray) -> np.ndarray | None:
+    def _n_support(
+        self, condition: Condition, labels: np.ndarray, perturbed: np.ndarray | None = None
+    ) -> np.ndarray | None:
         """Training cells of a condition, at its dose, in the cell type of each prediction; ``None`` if not counted."""
         if self.trained_cells_ is None:
             return None
         found = dict(zip(self._conditions_of_training, self.trained_cells_, strict=True))
+        if perturbed is not None and condition.members:
+            labels = np.where(perturbed, -1, labels)
         return np.array([found.get((condition.key, int(label)), 0) for label in labels], dtype=np.int64)
 
     def _support_distance(self, condition: Condition) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -15,6 +16,7 @@ from cfmvc_scvi._messages import shortened
 from cfmvc_scvi._types import obs_of
 from cfmvc_scvi.registration.counts import CountSummary, check_counts
 from cfmvc_scvi.registration.keys import SetupKeys, counts_matrix, counts_name
+from cfmvc_scvi.registration.spelling import text_of, texts_of
 from cfmvc_scvi.registration.vocabulary import Condition
 
 #: Texts that a missing value turns into.
@@ -95,6 +97,7 @@ def check_categories(column: pd.Series, where: str) -> None:
             f"`adata = adata[{where}.notna()].copy()`."
         )
     levels = list(column.unique())
+    _check_types(column, levels, where)
     empty = [level for level in levels if str(level).strip() in _MISSING_TEXT]
     if empty:
         n_cells = int(column.isin(empty).sum())
@@ -102,13 +105,26 @@ def check_categories(column: pd.Series, where: str) -> None:
             f"{where} is {str(empty[0])!r} for {n_cells} cells, an empty name or a missing value written as text: name "
             f"these cells or leave them out, e.g. `adata = adata[~{where}.isin({[str(e) for e in empty]})].copy()`."
         )
-    names = pd.Index([str(level) for level in levels])
+    names = pd.Index([text_of(level) for level in levels])
     if not names.is_unique:
         raise ValueError(
-            f"{where} has levels of different types that read the same: "
+            f"{where} has levels of different types, or with blanks around them, that read the same: "
             f"{shortened(sorted(names[names.duplicated()]), 5)}. Make "
-            f"it one type, e.g. `{where} = {where}.astype(str)`."
+            f"it one spelling, e.g. `{where} = {where}.astype(str).str.strip()`."
         )
+
+
+def _check_types(column: pd.Series, levels: list, where: str) -> None:
+    """Raise for dates, which are written in many ways, and for text beside numbers, which cannot be sorted."""
+    remedy = f"Make it text: `{where} = {where}.astype(str)`."
+    dates = [level for level in levels if isinstance(level, (datetime.date, datetime.timedelta, np.datetime64))]
+    if dates:
+        raise ValueError(f"{where} holds dates, such as {dates[0]}, which are no category. {remedy}")
+    kinds = sorted({type(level).__name__ for level in levels if not isinstance(level, str)})
+    if kinds and any(isinstance(level, str) for level in levels):
+        names = pd.Index([text_of(level) for level in levels])
+        if names.is_unique:
+            raise ValueError(f"{where} holds text beside values of type {', '.join(kinds)}. {remedy}")
 
 
 def check_finite_column(column: pd.Series, where: str, positive: bool = False) -> None:
@@ -237,7 +253,7 @@ def warn_of_design(adata: AnnData, keys: SetupKeys, condition: np.ndarray, condi
         )
         return
     if keys.labels_key is not None:
-        lacking = _levels_without_control(adata.obs[keys.labels_key].astype(str).to_numpy(), condition)
+        lacking = _levels_without_control(texts_of(obs_of(adata)[keys.labels_key]), condition)
         if lacking:
             _warn(
                 f"{len(lacking)} levels of adata.obs[{keys.labels_key!r}] have perturbed cells but no control cells: "

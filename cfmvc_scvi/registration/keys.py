@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from scvi import settings
 from cfmvc_scvi._constants import AUTO, CONVENTIONAL_OBS, CONVENTIONAL_OBSM
 from cfmvc_scvi._messages import close_matches
 from cfmvc_scvi._types import obs_of
+from cfmvc_scvi.registration.conventions import USUAL_NAMES, say_what_was_found, usual_column, usual_columns
 from cfmvc_scvi.registration.labels import (
     find_control_group,
     presence_controls,
@@ -23,9 +23,8 @@ from cfmvc_scvi.registration.labels import (
     presence_labels,
     split_label,
 )
+from cfmvc_scvi.registration.spelling import as_list, texts_of
 from cfmvc_scvi.registration.vocabulary import PerturbationVocabulary, cell_conditions, read_embedding
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,7 @@ def resolve_keys(
     for argument in ("dosage_key", "size_factor_key", "sample_key"):
         _require(argument, keys[argument], adata.obs.columns, "adata.obs")
     for argument in ("categorical_covariate_keys", "continuous_covariate_keys"):
+        keys[argument] = None if keys[argument] is None else as_list(keys[argument])
         for key in keys[argument] or []:
             _require(argument, key, adata.obs.columns, "adata.obs")
     _require("layer", layer, adata.layers.keys(), "adata.layers")
@@ -81,7 +81,7 @@ def resolve_keys(
         delimiter = presence_delimiter(table, perturbation_key, delimiter)
         controls = presence_controls(table, perturbation_key, control_group)
     else:
-        levels = sorted(adata.obs[perturbation_key].dropna().astype(str).unique())
+        levels = sorted(set(texts_of(adata.obs[perturbation_key].dropna())))
         controls = list(control_group or ()) if from_registry else find_control_group(levels, control_group)
     resolved: dict[str, Any] = {"batch_key": batch_key, "labels_key": labels_key, "spatial_key": spatial_key}
     resolved["combination_delimiter"] = delimiter
@@ -91,7 +91,8 @@ def resolve_keys(
         control_group=controls,
         **(keys | resolved),
     )
-    _log_choices(found)
+    if not from_registry:
+        say_what_was_found(adata, found)
     return found
 
 
@@ -126,7 +127,7 @@ def perturbation_labels(adata: AnnData, keys: SetupKeys) -> np.ndarray:
         assert keys.combination_delimiter is not None  # presence_delimiter() has found one
         table = adata.obsm[keys.perturbation_key]
         return presence_labels(table, keys.perturbation_key, keys.combination_delimiter)
-    return obs_of(adata)[keys.perturbation_key].astype(str).to_numpy(dtype=object)
+    return texts_of(obs_of(adata)[keys.perturbation_key])
 
 
 def cell_dosage(adata: AnnData, dosage_key: str | None) -> np.ndarray | None:
@@ -136,12 +137,26 @@ def cell_dosage(adata: AnnData, dosage_key: str | None) -> np.ndarray | None:
     column = obs_of(adata)[dosage_key]
     if pd.api.types.is_numeric_dtype(column):
         return column.to_numpy(dtype=float)
-    return column.astype(str).to_numpy()
+    return texts_of(column)
 
 
 def counts_matrix(adata: AnnData, layer: str | None) -> Any:
-    """The counts as they are stored."""
-    return adata.X if layer is None else adata.layers[layer]
+    """The counts as they are stored.
+
+    Raises
+    ------
+    KeyError
+        When the layer is not there; the message says what is.
+    """
+    if layer is None:
+        return adata.X
+    if layer in adata.layers:
+        return adata.layers[layer]
+    there = [str(name) for name in adata.layers if name is not None]
+    raise KeyError(
+        f"The counts are read from adata.layers[{layer!r}], which this AnnData does not have. There is: adata.X, and "
+        f"layers {there}. Where its counts are in adata.X, call `adata.layers[{layer!r}] = adata.X.copy()` first."
+    )
 
 
 def counts_name(layer: str | None) -> str:
@@ -150,6 +165,8 @@ def counts_name(layer: str | None) -> str:
 
 
 def _resolve(argument: str, key: Any, available: Iterable[str], names: Mapping[str, str], where: str) -> str | None:
+    if key is AUTO and argument in USUAL_NAMES:
+        return usual_column(argument, available)
     if key is AUTO:
         return names[argument] if names[argument] in available else None
     _require(argument, key, available, where)
@@ -159,11 +176,12 @@ def _resolve(argument: str, key: Any, available: Iterable[str], names: Mapping[s
 def _resolve_perturbation(adata: AnnData, key: Any) -> str:
     """The column of ``obs`` or the matrix in ``obsm`` that says what was done to each cell."""
     if key is AUTO:
-        key = CONVENTIONAL_OBS["perturbation_key"] if CONVENTIONAL_OBS["perturbation_key"] in adata.obs else None
+        key = usual_column("perturbation_key", adata.obs.columns)
     if key is None:
         raise ValueError(
             "CFMVC needs to know what was done to each cell: pass `perturbation_key=`, a column of adata.obs, or a "
             f"presence matrix in adata.obsm. There is: {list(adata.obs.columns)} in obs, {list(adata.obsm)} in obsm."
+            f"{_several(usual_columns('perturbation_key', adata.obs.columns))}"
         )
     if not has_presence_matrix(adata, key):
         _require("perturbation_key", key, [*adata.obs.columns, *adata.obsm.keys()], "adata.obs, nor in adata.obsm")
@@ -187,8 +205,5 @@ def _largest_doses(vocabulary: PerturbationVocabulary, labels: np.ndarray, dosag
     return largest
 
 
-def _log_choices(keys: SetupKeys) -> None:
-    logger.info(
-        "CFMVC set up with batch: %s, labels: %s, perturbation: %s (control: %s), spatial: %s.",
-        *(keys.batch_key, keys.labels_key, keys.perturbation_key, keys.control_group, keys.spatial_key),
-    )
+def _several(found: list[str]) -> str:
+    return f" Several have a usual name: {found}." if len(found) > 1 else ""

@@ -10,6 +10,8 @@ import pandas as pd
 
 from cfmvc_scvi._constants import CONTROL_NAMES, NO_PERTURBATION
 from cfmvc_scvi._messages import close_matches, shortened
+from cfmvc_scvi.registration.conventions import looks_like_control, warn_of_other_controls
+from cfmvc_scvi.registration.spelling import as_list, known_spelling, text_of
 
 
 def split_label(label: str, delimiter: str | None, control_group: Sequence[str] = ()) -> list[str]:
@@ -36,7 +38,7 @@ def find_control_group(levels: Sequence[str], control_group: str | Sequence[str]
         When a given level does not exist, or none or several levels have a usual control name.
     """
     if control_group is not None:
-        wanted = [str(level) for level in ([control_group] if np.isscalar(control_group) else control_group)]
+        wanted = [known_spelling(level, levels) for level in as_list(control_group)]
         missing = [level for level in wanted if level not in levels]
         if missing or not wanted:
             raise ValueError(
@@ -46,10 +48,16 @@ def find_control_group(levels: Sequence[str], control_group: str | Sequence[str]
         return wanted
     usual = [level for level in levels if level.lower() in CONTROL_NAMES]
     if len(usual) == 1:
+        warn_of_other_controls(levels, usual)
         return usual
-    found = f"several levels look like one: {usual}" if usual else "none of the levels has a usual control name"
+    alike = [level for level in levels if looks_like_control(level)]
+    found = (
+        f"several levels look like one: {shortened(alike)}" if alike else "none of the levels has a usual control name"
+    )
+    offer = f" All of these: `control_group={shortened(alike, 30)}`." if alike else ""
     raise ValueError(
         f"Which perturbation is the control? {found}. Pass `control_group=` one (or a list) of {shortened(levels, 30)}."
+        f"{offer}"
     )
 
 
@@ -93,8 +101,8 @@ def presence_controls(table: Any, key: str, control_group: str | Sequence[str] |
     if control_group is None:
         columns = [name for name in names if name.lower() in CONTROL_NAMES]
     else:
-        given = [control_group] if np.isscalar(control_group) else control_group
-        columns = [str(name) for name in given if str(name) != NO_PERTURBATION]
+        given = [known_spelling(name, names) for name in as_list(control_group)]
+        columns = [name for name in given if name != NO_PERTURBATION]
         missing = [name for name in columns if name not in names]
         if missing:
             raise ValueError(
@@ -113,7 +121,7 @@ def _presence(table: Any, key: str) -> tuple[np.ndarray, np.ndarray]:
             "must be a DataFrame with one column per perturbation, "
             "`pd.DataFrame(matrix, index=adata.obs_names, columns=names)`."
         )
-    names = np.array([str(name) for name in table.columns], dtype=object)
+    names = np.array([text_of(name) for name in table.columns], dtype=object)
     if len(set(names)) < len(names):
         repeated = pd.Index(names)[pd.Index(names).duplicated()].unique().tolist()
         raise ValueError(

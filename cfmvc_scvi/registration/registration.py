@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from scvi.data.fields import BaseAnnDataField
 
@@ -48,6 +49,30 @@ class CellConditions:
     def is_control(self) -> np.ndarray:
         """Which cells are unperturbed, also by a dose of 0; booleans, shape (n_cells,)."""
         return self.code == 0
+
+
+def perturbed_cells(adata: AnnData, keys: SetupKeys, vocabulary: PerturbationVocabulary) -> np.ndarray:
+    """Which cells of any AnnData are said to be perturbed already; booleans, shape (n_cells,).
+
+    Data without the column, labels that are missing and doses that cannot be read say nothing.
+    """
+    if not has_presence_matrix(adata, keys.perturbation_key) and keys.perturbation_key not in adata.obs:
+        return np.zeros(adata.n_obs, dtype=bool)
+    frame = pd.DataFrame({"label": perturbation_labels(adata, keys)})
+    has_doses = keys.dosage_key is not None and keys.dosage_key in adata.obs
+    frame["dosage"] = cell_dosage(adata, keys.dosage_key) if has_doses else None
+    codes, rows = pd.factorize(pd.MultiIndex.from_frame(frame), use_na_sentinel=False)
+    known = [_is_perturbed(vocabulary, label, dose if has_doses else None) for label, dose in rows]
+    return np.array(known, dtype=bool)[codes]
+
+
+def _is_perturbed(vocabulary: PerturbationVocabulary, label: str, dosage: float | str | None) -> bool:
+    if label in ("", "nan"):
+        return False
+    try:
+        return not vocabulary.parse(label, dosage).is_control
+    except ValueError:  # a dose that is missing or no number
+        return not vocabulary.parse(label).is_control
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from cfmvc_scvi._messages import close_matches, shortened
 from cfmvc_scvi.registration.dose import HillCurve
 from cfmvc_scvi.registration.labels import split_label
 from cfmvc_scvi.registration.members import Members
+from cfmvc_scvi.registration.spelling import split_doses, text_of, texts_of
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,7 @@ class PerturbationVocabulary:
             When the number of doses is neither 1 nor the number of members, or a dose is negative or not
             finite.
         """
-        label = str(label)
+        label = text_of(label)
         members = split_label(label, self.combination_delimiter, self.control_group)
         doses = self._parse_doses(label, dosage)
         merged: dict[str, float] = {}
@@ -155,10 +156,10 @@ class PerturbationVocabulary:
         if dosage is None or all(member in self.control_group for member in members):
             return [1.0] * n_members
         delimiter = self.combination_delimiter
-        parts = str(dosage).split(delimiter) if isinstance(dosage, str) and delimiter else [dosage]
+        parts = split_doses(dosage, delimiter) if isinstance(dosage, str) else [dosage]
         try:
             doses = [float(part) for part in parts]
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(
                 f"Dosage {dosage!r} of perturbation {label!r} is not a number, nor numbers delimited by {delimiter!r}."
             ) from error
@@ -251,7 +252,7 @@ def cell_conditions(
 
     Condition 0 is control. Spellings of one condition ("A+B", "B+A") share an index.
     """
-    frame = pd.DataFrame({"label": np.asarray(labels).astype(str)})
+    frame = pd.DataFrame({"label": texts_of(np.asarray(labels))})
     frame["dosage"] = np.nan if dosage is None else np.asarray(dosage)
     codes, rows = pd.factorize(pd.MultiIndex.from_frame(frame))
     index: dict[tuple, int] = {((), ()): 0}
@@ -274,13 +275,13 @@ def read_embedding(table: Any, key: str) -> dict[str, np.ndarray]:
             raise ValueError(
                 f"adata.uns[{key!r}] has more than one row for {shortened(repeated, 5)}: keep one vector for each."
             )
-        table = {str(name): row for name, row in zip(table.index, table.to_numpy(), strict=True)}
+        table = {text_of(name): row for name, row in zip(table.index, table.to_numpy(), strict=True)}
     if not isinstance(table, Mapping) or not table:
         raise TypeError(
             f"adata.uns[{key!r}] is a {type(table).__name__}; `perturbation_embedding_key` needs a DataFrame "
             "(perturbation x features) or a dict of vectors."
         )
-    vectors = {str(name): np.asarray(vector, dtype=np.float32).ravel() for name, vector in table.items()}
+    vectors = {text_of(name): np.asarray(vector, dtype=np.float32).ravel() for name, vector in table.items()}
     lengths = {len(vector) for vector in vectors.values()}
     if len(lengths) > 1:
         raise ValueError(f"The vectors of adata.uns[{key!r}] have different lengths: {sorted(lengths)}.")

@@ -21,6 +21,7 @@ from cfmvc_scvi.cells.count_loader import CountDataModule
 from cfmvc_scvi.cells.pairs import LatentDataModule
 from cfmvc_scvi.io.archive import read_archive
 from cfmvc_scvi.train.checkpoint import CheckpointFolder, EpochKeeper
+from cfmvc_scvi.train.display import StageBar, quiet_lightning
 from cfmvc_scvi.train.guards import DivergenceWatch
 from cfmvc_scvi.train.history import merge_histories
 from cfmvc_scvi.train.parts import networks_of
@@ -82,10 +83,13 @@ def run_stage(
     fitted = cast(_Fitted, model)
     keeper = EpochKeeper(state, stage, checkpoints, resumed, fitted.history_)
     trainer_kwargs["callbacks"] = [keeper, DivergenceWatch(stage), *_adapted(trainer_kwargs.get("callbacks") or [])]
+    if trainer_kwargs.get("enable_progress_bar", True) and trainer_kwargs.pop("simple_progress_bar", True):
+        trainer_kwargs["callbacks"].append(StageBar(stage, trainer_kwargs.pop("progress_bar_refresh_rate", 1)))
+        trainer_kwargs["simple_progress_bar"] = False  # scvi-tools' bar does not say which stage it is
     bring_back = state.reset(stage)
     if resumed is not None:
         data.first_epoch = resumed["epoch"]
-    with _own_history(fitted), _restored_modes(fitted), _restored_interrupts():
+    with _own_history(fitted), _restored_modes(fitted), _restored_interrupts(), quiet_lightning():
         runner = TrainRunner(
             model,
             plan,
@@ -96,10 +100,7 @@ def run_stage(
             **trainer_kwargs,
         )
         try:
-            with warnings.catch_warnings():
-                # the plans put the frozen networks into eval mode on purpose
-                warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-                runner()
+            runner()
             keeper.finish(runner.trainer, plan)
         except (SystemExit, KeyboardInterrupt, OSError) as error:
             stopped = _interruption(error, keeper)

@@ -35,9 +35,8 @@ def test_networks_have_the_sizes_of_the_data(simulated, build):
     assert sum(p.numel() for p in module.parameters()) > sum(p.numel() for p in bare.parameters())
 
 
-def test_the_representation_says_what_was_chosen(simulated, build, capsys):
-    repr(build(simulated, coupling="independent", flow_source="noise"))
-    printed = " ".join(capsys.readouterr().out.split())
+def test_the_representation_says_what_was_chosen(simulated, build):
+    printed = repr(build(simulated, coupling="independent", flow_source="noise"))
     assert "n_latent: 6" in printed and "coupling: independent" in printed and "flow_source: noise" in printed
     assert "perturbations: 3" in printed
 
@@ -45,3 +44,9 @@ def test_the_representation_says_what_was_chosen(simulated, build, capsys):
 def test_data_that_are_not_set_up_are_refused(simulated):
     with pytest.raises(ValueError, match="setup_anndata"):
         CFMVC(simulated)
+
+
+def test_repr_says_what_the_model_is_made_of(simulated, build):
+    text = repr(build(simulated))
+    for word in ("300 cells", "60 genes", "2 batches", "2 cell types", "control: ['control']", "trained: nothing yet"):
+        assert word in text

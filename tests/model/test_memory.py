@@ -69,3 +69,23 @@ def test_many_predictions_hold_memory_flat(simulate, build, fit):
         gc.collect()
         sizes.append(process.memory_info().rss)
     assert sizes[-1] - sizes[9] < 20e6
+
+
+def test_data_that_were_set_up_are_given_free_on_request(simulate, build):
+    adata = simulate()
+    model = build(adata)
+    gone = weakref.ref(adata)
+    CFMVC.deregister(adata)
+    assert not [name for name in [*adata.obs, *adata.uns, *adata.obsm] if str(name).startswith("_scvi")]
+    del adata, model
+    gc.collect()
+    assert gone() is None
+
+
+def test_another_setup_and_its_models_stay(simulate, build):
+    kept, other = build(simulate()), simulate()
+    CFMVC.setup_anndata(other)
+    CFMVC.deregister(other)
+    with pytest.raises(ValueError, match="set up"):
+        CFMVC(other)
+    CFMVC(kept.adata)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -216,3 +219,46 @@ def test_module_weights_are_all_in_the_file(trained, saved):
     for name, value in trained.module.state_dict().items():
         assert torch.equal(content["module"][name], value)
     assert content["var_names"] == trained.adata.var_names.tolist()
+
+
+@pytest.mark.parametrize(("key", "level"), [("perturbation", "P9"), ("batch", "b9"), ("cell_type", "T9")])
+def test_data_with_further_levels_say_how_to_use_them(trained, tmp_path, key, level):
+    trained.save(tmp_path / "m")
+    more = trained.adata.copy()
+    more.obs[key] = [level, *more.obs[key].astype(str)[1:]]
+    with pytest.raises(ValueError, match=rf"obs\['{key}'\].*\['{level}'\].*`adata=False`"):
+        CFMVC.load(tmp_path / "m", adata=more)
+
+
+def test_a_path_is_no_data(trained, tmp_path):
+    trained.save(tmp_path / "m")
+    with pytest.raises(TypeError, match=r"`adata` is a str.*read_h5ad"):
+        CFMVC.load(tmp_path / "m", adata="cells.h5ad")
+
+
+def test_setup_arguments_of_a_saved_model_are_shown(trained, tmp_path, capsys):
+    trained.save(tmp_path / "m")
+    CFMVC.view_setup_args(str(tmp_path / "m"))
+    assert "batch_key" in capsys.readouterr().out
+
+
+def test_the_column_of_a_result_is_the_same_without_data(simulate, build, fit, tmp_path):
+    adata = simulate(n_pairs=0)
+    p = adata.obs.pop("perturbation").astype(str)
+    table = pd.DataFrame({k: (p == k).astype(int) for k in ("P1", "P2", "P3")}, index=adata.obs_names)
+    control = adata[(p == "control").to_numpy()].copy()
+    adata.obsm["guides"] = table
+    model = fit(build(adata, {"perturbation_key": "guides"}))
+    model.save(tmp_path / "m")
+    without = CFMVC.load(tmp_path / "m", adata=False)
+    for m in (model, without):
+        assert (
+            "perturbation" in m.predict_perturbation(control, "P1").obs
+            and "guides" not in m.predict_perturbation(control, "P1").obs
+        )
+
+
+def test_trained_models_can_be_pickled(trained, cells):
+    copy = pickle.loads(pickle.dumps(trained))
+    np.testing.assert_array_equal(copy.predict_perturbation(cells, "P1").X, trained.predict_perturbation(cells, "P1").X)
+    np.testing.assert_array_equal(copy.get_latent_representation(), trained.get_latent_representation())

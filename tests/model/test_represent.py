@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import scvi
+import torch
 from scipy import sparse
+
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False}
 
 
 def test_shapes(trained):
@@ -100,3 +104,107 @@ def test_cell_types_separate(trained):
     means = np.stack([latent[labels == label].mean(axis=0) for label in ("type1", "type2")])
     nearest = np.linalg.norm(latent[:, None] - means, axis=2).argmin(axis=1)
     assert (nearest == (labels == "type2")).mean() > 0.65
+
+
+INHERITED = ("get_normalized_expression", "get_elbo", "get_reconstruction_error", "get_latent_representation")
+
+
+def result(model, method, *args):
+    scvi.settings.seed = 0
+    value = getattr(model, method)(*args)
+    value = value["reconstruction_loss"] if isinstance(value, dict) else value
+    return value.to_numpy() if isinstance(value, pd.DataFrame) else np.asarray(value, dtype=float)
+
+
+@pytest.mark.parametrize("method", INHERITED)
+def test_genes_in_another_order_are_found_by_name(simulate, build, fit, method):
+    model = fit(build(simulate()))
+    expected = result(model, method)
+    model.adata._inplace_subset_var(np.arange(model.adata.n_vars)[::-1])
+    np.testing.assert_allclose(result(model, method), expected, rtol=1e-4)
+
+
+def test_genes_filtered_after_training_are_missed_by_name(simulate, build, fit):
+    model = fit(build(simulate()))
+    new = model.adata.copy()
+    latent = model.get_latent_representation(new)
+    names = list(model.get_var_names())
+    model.adata._inplace_subset_var(np.arange(10, 60))
+    for method in INHERITED:
+        with pytest.raises(ValueError, match="10 of the 60 genes the model was trained on"):
+            getattr(model, method)()
+    with pytest.raises(ValueError, match="10 of the 60 genes"):
+        model.train_flow(1, **QUIET)
+    assert list(model.get_var_names()) == names
+    np.testing.assert_array_equal(model.get_latent_representation(new), latent)
+
+
+@pytest.mark.parametrize("method", [*INHERITED, "differential_expression", "posterior_predictive_sample"])
+def test_one_check_of_units_for_all_methods(simulate, build, fit, method):
+    model = fit(build(simulate()))
+    arguments = {"groupby": "cell_type"} if method == "differential_expression" else {}
+    model.adata.X = np.log1p(model.adata.X)
+    with pytest.raises(ValueError, match="looks log-transformed"):
+        getattr(model, method)(**arguments)
+
+
+@pytest.mark.parametrize("method", [*INHERITED, "differential_expression"])
+def test_nothing_is_written_into_new_data(trained, cells, method):
+    new = cells.copy()
+    before = [set(table) for table in (new.obs, new.obsm, new.uns, new.layers)]
+    arguments = {"groupby": "cell_type"} if method == "differential_expression" else {}
+    getattr(trained, method)(new, **arguments)
+    assert [set(table) for table in (new.obs, new.obsm, new.uns, new.layers)] == before
+
+
+def test_new_data_are_checked_once_in_a_call(trained, cells, monkeypatch):
+    read, reads = trained._reader.read, []
+    monkeypatch.setattr(
+        type(trained._reader), "read", lambda self, *args, **kwargs: reads.append(1) or read(*args, **kwargs)
+    )
+    trained.differential_expression(cells, groupby="cell_type")
+    assert len(reads) == 1
+    trained.differential_expression(groupby="cell_type")
+    assert len(reads) == 2
+
+
+def test_blanks_in_new_categories(trained, cells):
+    new = cells.copy()
+    new.obs["cell_type"] = new.obs["cell_type"].astype(str) + " "
+    np.testing.assert_allclose(trained.get_elbo(new), trained.get_elbo(cells), rtol=0.05)
+
+
+def test_samples_over_all_cells_have_no_names(trained):
+    assert trained.get_normalized_expression(n_samples_overall=20).shape == (20, 60)
+
+
+def test_default_type_of_torch(simulate, build, fit):
+    expected = fit(build(simulate())).predict_perturbation(perturbation="P1").X
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = fit(build(simulate()))
+        found = model.predict_perturbation(perturbation="P1").X
+        assert torch.get_default_dtype() == torch.float64
+        assert {p.dtype for p in model.module.parameters()} == {torch.float32}
+    finally:
+        torch.set_default_dtype(torch.float32)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_cells_by_name(trained):
+    names = trained.adata.obs_names[[5, 2]]
+    np.testing.assert_array_equal(
+        trained.get_latent_representation(indices=names), trained.get_latent_representation(indices=[5, 2])
+    )
+    with pytest.raises(KeyError, match="1 cells that are not there"):
+        trained.get_latent_representation(indices=["nobody"])
+    with pytest.raises(TypeError, match="float64 values"):
+        trained.get_latent_representation(indices=[1.5])
+
+
+def test_an_overwritten_perturbation_column_is_named(simulate, build, fit):
+    model = fit(build(simulate()))
+    model.adata.obs["perturbation"] = "P1"
+    for ask in (lambda: model.predict_perturbation(perturbation="P1"), lambda: model.train_flow(1, **QUIET)):
+        with pytest.raises(ValueError, match="was changed for .* `perturbation=`"):
+            ask()

@@ -43,7 +43,7 @@ def test_the_users_columns_are_left_alone(sources):
 
 def test_draws_are_numbered(sources):
     obs = annotated(sources([4, 1]), [Request(A)], draws=3)
-    assert obs["sample"].tolist() == [0, 0, 1, 1, 2, 2] and obs.index[4] == "c4_A_2" and obs.index.is_unique
+    assert obs["draw"].tolist() == [0, 0, 1, 1, 2, 2] and obs.index[4] == "c4_A_2" and obs.index.is_unique
 
 
 @pytest.mark.parametrize(
@@ -71,3 +71,23 @@ def test_known_types_that_stand_for_unknown_ones_are_named(sources):
     assert "nearest_label" not in annotated(sources([4, 1]), [Request(A)])
     source = sources([4, 1], nearest=np.array([False, True]))
     assert annotated(source, [Request(A)])["nearest_label"].tolist() == ["T", "NK"]
+
+
+@pytest.mark.parametrize("name", ["draw", "support", "source_cell", "n_support", "support_distance"])
+def test_columns_of_the_user_are_kept(sources, name):
+    source = sources([4, 1])
+    source.cells.obs[name] = "mine"
+    obs = annotated(source, [Request(A)], draws=2)
+    assert set(obs[f"{name}_of_source"]) == {"mine"} and "mine" not in set(obs[name].astype(str))
+    if name == "draw":
+        assert set(annotated(source, [Request(A)])["draw"]) == {"mine"}
+
+
+def test_labels_that_are_numbers_in_the_data_are_numbers(sources):
+    one, other = Condition("1", ("1",), (1.0,)), Condition("1+2", ("1", "2"), (1.0, 1.0))
+    native, support = {"perturbation": {"1": 1}}, ("seen", 0.0, None)
+    for requests, expected in (([Request(one)], [1]), ([Request(one), Request(other)], ["1", "1+2"])):
+        obs = result_obs(
+            requests, {None: sources([4])}, dict.fromkeys(requests, support), KEYS, "perturbation", 1, native
+        )
+        assert obs["perturbation"].tolist() == expected

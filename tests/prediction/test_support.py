@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -94,3 +96,51 @@ def test_types_with_controls_are_those_told_of(told):
     assert told._types_with_controls().tolist() == [0, 1]
     told.trained_conditions_ = told.trained_conditions_[1:]
     assert told._types_with_controls().tolist() == [1]
+
+
+def test_cells_that_are_perturbed_already_are_named(trained):
+    everything = trained.adata.copy()
+    n = int((everything.obs["perturbation"] != "control").sum())
+    with pytest.warns(UserWarning, match=rf"{n} of the 300 cells are perturbed already, by their 'perturbation'"):
+        predicted = trained.predict_perturbation(everything, "P1")
+    twice = (everything.obs["perturbation"] != "control").to_numpy()
+    support = predicted.obs["support"].to_numpy()
+    assert (support[twice] == "new combination").all() and (support[~twice] == "seen").all()
+    assert (predicted.obs["n_support"].to_numpy()[twice] == 0).all()
+
+
+@pytest.mark.parametrize("change", ["no column", "missing", "control alone", "asked for control"])
+def test_cells_of_which_nothing_is_known_are_not_named(trained, change):
+    cells, asked = trained.adata.copy(), "P1"
+    if change == "no column":
+        del cells.obs["perturbation"]
+    elif change == "missing":
+        cells.obs["perturbation"] = None
+    elif change == "control alone":
+        cells = cells[(cells.obs["perturbation"] == "control").to_numpy()].copy()
+    else:
+        asked = "control"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained.predict_perturbation(cells, asked)
+
+
+@pytest.fixture(scope="module")
+def without_controls(simulate, build, fit):
+    """A model of two cell types, the second of which has no control cells."""
+    adata = simulate(n_pairs=0)
+    keep = ~((adata.obs["perturbation"] == "control") & (adata.obs["cell_type"] == "type2")).to_numpy()
+    return fit(build(adata[keep].copy()))
+
+
+def test_a_cell_type_without_controls_gets_no_effect(without_controls):
+    with pytest.raises(ValueError, match=r"\['type2'\] has no control cells .* \['type1'\]"):
+        without_controls.get_perturbation_effect("P1", "type2")
+    assert without_controls.get_perturbation_effect("P1").attrs["labels"] == ["type1"]
+
+
+def test_a_cell_type_without_controls_is_never_seen(without_controls):
+    adata = without_controls.adata
+    some = adata[(adata.obs["cell_type"] == "type2").to_numpy()].copy()
+    some.obs["perturbation"] = "control"
+    assert set(without_controls.predict_perturbation(some, "P1").obs["support"]) == {"new context"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import warnings
 
 import numpy as np
@@ -243,3 +244,21 @@ def test_new_cells_without_counts(trained):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         trained.predict_perturbation(new, "P1", indices=[5])
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ([1, "p2"], r"text beside values of type int.*astype\(str\)"),
+        ([True, "p2"], "text beside values of type bool"),
+        ([pd.Timestamp("2024-01-01"), pd.Timestamp("2024-01-02")], r"holds dates, such as 2024-01-01.*astype\(str\)"),
+        ([datetime.date(2024, 1, 1), datetime.date(2024, 1, 2)], "holds dates"),
+        (["p1", "p1 "], "with blanks around them"),
+    ],
+)
+@pytest.mark.parametrize("key", ["batch", "cell_type", "plate"])
+def test_types_that_make_no_category(simulated, values, says, key):
+    simulated.obs[key] = pd.Series(values * (simulated.n_obs // 2), simulated.obs_names)
+    setup = {"categorical_covariate_keys": "plate"} if key == "plate" else {}
+    with pytest.raises(ValueError, match=f"adata.obs\\['{key}'\\].*{says}"):
+        CFMVC.setup_anndata(simulated, **setup)

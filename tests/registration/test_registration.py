@@ -66,7 +66,7 @@ def test_categories_may_be_numbers_or_booleans(simulated, build, fit, levels, ca
     model = fit(build(simulated), vae_max_epochs=1, flow_max_epochs=1)
     assert sorted(model.batches) == sorted(model.cell_types) == sorted(str(level) for level in levels)
     predicted = model.predict_perturbation(perturbation="P1", batch=levels[0])
-    assert set(predicted.obs["batch"]) == {str(levels[0])}
+    assert set(predicted.obs["batch"]) == {levels[0]}
     only_first = simulated[simulated.obs["batch"] == levels[0]].copy()
     assert (model.get_latent_representation(only_first) == model.get_latent_representation()[column == levels[0]]).all()
 
@@ -87,7 +87,7 @@ def test_perturbations_may_be_numbers_or_booleans(simulated, build, fit, levels)
     model = fit(build(simulated, {"control_group": levels[0]}), vae_max_epochs=1, flow_max_epochs=1)
     assert model.vocabulary.control_group == (str(levels[0]),)
     predicted = model.predict_perturbation(perturbation=levels[1])
-    assert set(predicted.obs["perturbation"]) == {str(levels[1])}
+    assert set(predicted.obs["perturbation"]) == {levels[1]}
 
 
 # ---- embeddings -------------------------------------------------------------------------------------------------

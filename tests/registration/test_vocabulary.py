@@ -28,7 +28,7 @@ def test_spellings_of_one_combination(label):
     assert condition.members == ("A", "B")
     assert condition.doses == (1.0, 1.0)
     assert condition.key == vocabulary().parse("A+B").key
-    assert condition.label == label
+    assert condition.label == label.strip()
 
 
 @pytest.mark.parametrize("label", ["ctrl", "non-targeting", "ctrl+ctrl", "ctrl+non-targeting"])
