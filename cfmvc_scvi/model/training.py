@@ -34,8 +34,10 @@ from cfmvc_scvi.train import (
     run_stage,
 )
 from cfmvc_scvi.train.arguments import (
+    VAE_STEPS,
     check_sizes,
     epochs_for,
+    flow_steps,
     monitor_of,
     refuse_of_one_stage,
     trainer_arguments,
@@ -47,8 +49,6 @@ from cfmvc_scvi.train.state import Stage
 _INIT_CELLS, _INIT_BYTES = 20_000, 256 * 2**20
 #: Cells that are encoded at a time for stage 2.
 _ENCODE_CELLS = 1024
-#: Optimiser steps of each stage when the number of epochs is not given; see :func:`flow_steps`.
-_VAE_STEPS, _FLOW_STEPS, _FLOW_STEPS_EACH, _MOST_FLOW_STEPS = 900, 700, 20, 20_000
 
 
 class TrainingMixin(ModelBase):
@@ -81,8 +81,8 @@ class TrainingMixin(ModelBase):
         Parameters
         ----------
         vae_max_epochs, flow_max_epochs
-            Passes over the cells, at least 1; ``None`` chooses them by the number of cells, for about 900 steps of stage 1 and, of
-            stage 2, 700 and 20 more for every perturbation, at most 20,000; at least 10 passes.
+            Passes over the cells, at least 1; ``None`` chooses them by the number of cells, for about 900 steps of
+            stage 1 and, of stage 2, 700 and 20 more for every perturbation, at most 20,000; at least 10 passes.
         batch_size, flow_batch_size
             Cells per step of each stage.
         train_size, validation_size
@@ -195,7 +195,7 @@ class TrainingMixin(ModelBase):
             plan,
             data,
             stage="vae",
-            max_epochs=max_epochs or epochs_for(_VAE_STEPS, len(self._split.train), data.batch_size),
+            max_epochs=max_epochs or epochs_for(VAE_STEPS, len(self._split.train), data.batch_size),
             accelerator=accelerator,
             devices=devices,
             checkpoints=checkpoints,
@@ -395,8 +395,3 @@ class TrainingMixin(ModelBase):
         adata = self._require_adata("use its cells")
         cells, found = self._read(adata), self._conditions_of(adata)
         return LatentCache(cells, self._encode(cells, _ENCODE_CELLS), found.code, found.conditions)
-
-
-def flow_steps(n_perturbations: int) -> int:
-    """Optimiser steps of stage 2 when the number of epochs is not given: 700 and 20 a perturbation, at most 20,000."""
-    return min(_FLOW_STEPS + _FLOW_STEPS_EACH * n_perturbations, _MOST_FLOW_STEPS)

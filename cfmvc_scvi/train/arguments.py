@@ -10,6 +10,10 @@ import numpy as np
 from cfmvc_scvi._arguments import whole_number
 from cfmvc_scvi.train.state import Stage
 
+#: Optimiser steps of stage 1 when the number of epochs is not given.
+VAE_STEPS = 900
+_FLOW_STEPS, _FLOW_STEPS_EACH, _MOST_FLOW_STEPS = 700, 20, 20_000
+
 
 def check_sizes(**sizes: int | None) -> None:
     """Raise unless every number that is given is a whole one of at least 1."""
@@ -32,6 +36,11 @@ def monitor_of(stage: Stage, monitor: str | None) -> dict[str, Any]:
     """The metric that early stopping shall watch, for the stage that logs it."""
     belongs = monitor is not None and str(monitor).startswith("flow_") == (stage == "flow")
     return {"early_stopping_monitor": monitor} if belongs else {}
+
+
+def flow_steps(n_perturbations: int) -> int:
+    """Optimiser steps of stage 2 when the number of epochs is not given: 700 and 20 a perturbation, at most 20,000."""
+    return min(_FLOW_STEPS + _FLOW_STEPS_EACH * n_perturbations, _MOST_FLOW_STEPS)
 
 
 def epochs_for(steps: int, n_cells: int, batch_size: int) -> int:

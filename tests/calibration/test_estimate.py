@@ -11,13 +11,13 @@ from cfmvc_scvi.calibration.process import MeanEffects
 from cfmvc_scvi.prediction.request import default_solver
 from cfmvc_scvi.registration.members import Members
 
-LATENT, PROCESS = np.array([1.0, -2.0, 0.0]), np.array([3.0, 2.0, 0.5])
+LATENT, SHIFT, PROCESS = np.array([[1.0, -2.0, 0.0], [2.0, -1.0, 1.0], [3.0, 2.0, 0.5]])
 
 
-class ShiftEstimator(EffectEstimator):
+class MeanEstimator(EffectEstimator):
     """Whatever is done to whatever cells: the mean of all observed effects."""
 
-    name = "shift"
+    name = "mean"
 
     def __init__(self, mean: np.ndarray) -> None:
         self.mean = mean
@@ -34,18 +34,19 @@ class ShiftEstimator(EffectEstimator):
 
 
 @pytest.fixture
-def shift():
-    register_estimator(ShiftEstimator)
-    yield ShiftEstimator
-    del ESTIMATORS["shift"]
+def mean_estimator():
+    register_estimator(MeanEstimator)
+    yield MeanEstimator
+    del ESTIMATORS["mean"]
 
 
-def query(process: np.ndarray | None) -> EffectQuery:
-    return EffectQuery(np.eye(2), 0, LATENT, process)
+def query(process: np.ndarray | None, shift: np.ndarray | None = SHIFT) -> EffectQuery:
+    return EffectQuery(np.eye(2), 0, LATENT, shift, process)
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("latent", LATENT), ("process", PROCESS), ("average", [2.0, 0.0, 0.25])]
+    ("name", "expected"),
+    [("latent", LATENT), ("process", PROCESS), ("shift", SHIFT), ("average", [2.25, 0.25, 0.5])],
 )
 def test_what_each_says(name, expected):
     none = MeanEffects(
@@ -57,24 +58,28 @@ def test_what_each_says(name, expected):
     np.testing.assert_array_equal(again.estimate(query(PROCESS)), expected)
 
 
-@pytest.mark.parametrize("name", ["latent", "process", "average"])
+@pytest.mark.parametrize("name", ["latent", "process", "shift", "average"])
 def test_without_populations_the_latent_path_is_all_there_is(name):
-    np.testing.assert_array_equal(get_estimator(name)().estimate(query(None)), LATENT)
+    np.testing.assert_array_equal(get_estimator(name)().estimate(query(None, None)), LATENT)
+
+
+def test_the_flow_takes_the_part_of_a_shift_that_is_not_known():
+    np.testing.assert_array_equal(get_estimator("average")().estimate(query(PROCESS, None)), [2.0, 0.0, 0.25])
 
 
 def test_unknown_names_list_those_that_are_known():
-    with pytest.raises(ValueError, match=r"'mode'.*\['average', 'latent', 'process'\]"):
+    with pytest.raises(ValueError, match=r"'mode'.*\['average', 'latent', 'process', 'shift'\]"):
         get_estimator("mode")
 
 
-def test_registering_decorates(shift):
-    assert register_estimator(shift) is shift and get_estimator("shift") is shift
+def test_registering_decorates(mean_estimator):
+    assert register_estimator(mean_estimator) is mean_estimator and get_estimator("mean") is mean_estimator
 
 
-def test_an_estimator_that_is_added_calibrates_and_is_saved(trained, shift, tmp_path):
+def test_an_estimator_that_is_added_calibrates_and_is_saved(trained, mean_estimator, tmp_path):
     """The mean effect is then the same for all perturbations and cell types, and predictions move by it."""
     observed = trained.calibration_.state.profiles
-    trained.calibrate("shift")
+    trained.calibrate("mean")
     try:
         calibration = trained.calibration_
         mean, solver = calibration.state.estimator.mean, default_solver()

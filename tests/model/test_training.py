@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from scvi.train import SaveCheckpoint
 
 from cfmvc_scvi import CFMVC
-from cfmvc_scvi.model.training import flow_steps
 from cfmvc_scvi.train import VAETrainingPlan
+from cfmvc_scvi.train.arguments import flow_steps
 
 VAE_KEYS = {"train_loss", "elbo_train", "elbo_validation", "reconstruction_loss_train", "kl_local_validation"}
 FLOW_KEYS = {"flow_loss_train", "flow_loss_validation"}
