@@ -78,7 +78,7 @@ def test_page_is_whole_and_self_contained(page):
 
 def test_page_has_its_sections(page, trained, real):
     text = Checker(page).text
-    for heading in ("Warnings", "Scores", "Data and split", "P1 in type1"):
+    for heading in ("Verdict", "Warnings", "Scores", "Data and split", "P1 in type1"):
         assert heading in text
     assert "300 cells x 60 genes" in text and f"Held out: {real.n_obs} cells" in text
     assert "P1 in type1: trained on in this cell type" in text
@@ -94,6 +94,10 @@ def test_scores_are_those_of_evaluate(page, trained, real):
     lognorm = trained.predict_perturbation(control, "P2", return_type="lognorm").X
     before, after = (np.asarray(metrics.log1p_cp10k(x.X).todense()) for x in (control, cells))
     header, *rows = [row for row in Checker(page).rows if row]
+    verdict = dict(zip(header, next(row for row in rows if row[0] == "P2 in type1"), strict=True))
+    assert verdict["verdict"].endswith(", trained on") and ":" in verdict["wins : losses against no change"]
+    place = next(i for i, row in enumerate(rows) if row[0] == "condition")  # the second table
+    header, rows = rows[place], rows[place + 1 :]
     found = dict(zip(header, next(row for row in rows if row[0] == "P2 in type1"), strict=True))
     assert found["real"] == str(cells.n_obs) and found["control"] == str(control.n_obs) and found["support"] == "seen"
     assert float(found["pearson delta"]) == pytest.approx(metrics.pearson_delta(lognorm, after, before), abs=2e-3)
@@ -140,6 +144,11 @@ def test_rising_validation_loss_is_pointed_out():
     rising, falling = (pd.DataFrame({"loss": values}) for values in ([5.0, 3.0, 3.9], [5.0, 3.0, 3.2]))
     [message] = _rising_losses({"elbo_validation": rising, "flow_loss_validation": falling})
     assert message.startswith("Stage 1: the validation loss was lowest in epoch 2 of 3 (3) and ended at 3.9")
+
+
+def test_a_folder_that_does_not_exist_is_told_of_first(trained, real, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        trained.report(tmp_path / "nowhere" / "r.html", real)
 
 
 def test_untrained(simulated, build, tmp_path):
