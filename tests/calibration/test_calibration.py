@@ -43,14 +43,13 @@ def test_types_that_are_not_asked_for_stay_neutral(world):
     assert found.log_ratio.any()
 
 
-def test_the_average_lies_in_the_middle(world):
-    condition = world.vocabulary.parse("A")
-    latent, process, average = (
-        fitted(world, name).mean_effects(condition, [0, 1], SOLVER) for name in ("latent", "process", "average")
-    )
+def test_the_average_is_half_process_and_a_quarter_each_of_flow_and_shift(world):
+    condition, names = world.vocabulary.parse("A"), ("latent", "shift", "process", "average")
+    latent, shift, process, average = (fitted(world, name).mean_effects(condition, [0, 1], SOLVER) for name in names)
     free = (latent > -fitted(world).state.profiles) & (process > -fitted(world).state.profiles)
     assert free.mean() > 0.9 and not np.allclose(latent, process, atol=0.01)
-    np.testing.assert_allclose(average[free], (latent + process)[free] / 2, atol=1e-6)
+    free &= shift > -fitted(world).state.profiles
+    np.testing.assert_allclose(average[free], (latent + shift + 2 * process)[free] / 4, atol=1e-6)
 
 
 def test_the_process_knows_what_was_measured_and_random_weights_do_not(world):

@@ -11,7 +11,7 @@ from scvi.train import SaveCheckpoint
 
 from cfmvc_scvi import CFMVC
 from cfmvc_scvi.train import VAETrainingPlan
-from cfmvc_scvi.train.arguments import flow_steps
+from cfmvc_scvi.train.arguments import epochs_for, flow_steps
 
 VAE_KEYS = {"train_loss", "elbo_train", "elbo_validation", "reconstruction_loss_train", "kl_local_validation"}
 FLOW_KEYS = {"flow_loss_train", "flow_loss_validation"}
@@ -129,11 +129,9 @@ def test_loss_falls_in_both_stages(simulated, build, fit, source, coupling):
 
 
 def test_epochs_by_default_depend_on_the_number_of_cells():
-    from cfmvc_scvi.model.training import _epochs
-
-    assert _epochs(900, 10**6, 128) == 10
-    assert _epochs(900, 100, 128) == 400
-    assert _epochs(900, 3000, 128) == round(900 / 23)
+    assert epochs_for(900, 10**6, 128) == 10
+    assert epochs_for(900, 100, 128) == 400
+    assert epochs_for(900, 3000, 128) == round(900 / 23)
 
 
 # ---- one split ------------------------------------------------------------------------------------------------
