@@ -25,6 +25,11 @@ USUAL_NAMES = {
 #: Names of columns that may be a batch or a sample; which of the two only the user knows, so they are named alone.
 BATCH_LIKE = ("batch", "donor", "sample", "replicate", "plate", "patient", "individual", "library", "lane", "channel")
 
+#: Columns of a setup beside the covariates.
+_ROLES = ("batch_key", "sample_key", "labels_key", "perturbation_key", "dosage_key")
+#: What joins the names of perturbations given together, most usual first.
+_DELIMITERS = ("+", "|", "&", ";", ",", "_")
+
 #: What guides that cut nothing, or nothing that matters, are called, with or without a number behind it.
 _CONTROL_GUIDE = re.compile(
     r"(sg|guide)?[-_ .]*(non[-_ .]*target(ing)?|safe[-_ .]*(target(ing)?|harbou?r)|nt|ntc"
@@ -76,6 +81,22 @@ def warn_of_other_controls(levels: Sequence[str], taken: Sequence[str]) -> None:
         )
 
 
+def warn_of_combinations(levels: Sequence[str], controls: Sequence[str]) -> None:
+    """Warn of levels that are other levels joined by a delimiter, and would be perturbations of their own."""
+    known, names = set(levels), [level for level in levels if level not in controls]
+    for delimiter in _DELIMITERS:
+        joined = [name for name in names if delimiter in name and known.issuperset(name.split(delimiter))]
+        if joined:
+            warnings.warn(
+                f"{shortened(joined, 5)} are other perturbations joined by {delimiter!r}, and are taken for "
+                "perturbations of their own, which say nothing of their members. If they are combinations, pass "
+                f"`combination_delimiter={delimiter!r}`.",
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
+            return
+
+
 def say_what_was_found(adata: AnnData, keys: Any) -> None:
     """Log one line: the columns that play a part, and those that look like a batch or sample and were left out.
 
@@ -86,7 +107,7 @@ def say_what_was_found(adata: AnnData, keys: Any) -> None:
     keys
         Their :class:`~cfmvc_scvi.registration.keys.SetupKeys`.
     """
-    used = {keys.batch_key, keys.sample_key, *(keys.categorical_covariate_keys or [])}
+    used = {*(getattr(keys, name) for name in _ROLES), *(keys.categorical_covariate_keys or [])}
     left_out = [str(name) for name in adata.obs if str(name).lower() in BATCH_LIKE and name not in used]
     parts = [
         f"perturbation {keys.perturbation_key!r} (control {shortened(keys.control_group, 3)})",

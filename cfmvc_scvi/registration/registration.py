@@ -12,6 +12,7 @@ from anndata import AnnData
 from scvi.data.fields import BaseAnnDataField
 
 from cfmvc_scvi.registration.checks import check_anndata, validate, warn_of_design
+from cfmvc_scvi.registration.conventions import warn_of_combinations
 from cfmvc_scvi.registration.fields import make_fields
 from cfmvc_scvi.registration.keys import (
     SetupKeys,
@@ -116,6 +117,8 @@ class Registration:
             vocabulary = build_vocabulary(adata, keys, labels, dosage)
             found = cell_conditions(PerturbationVocabulary.from_registry(vocabulary), labels, dosage)
             warn_of_design(adata, keys, *found)
+            if keys.combination_delimiter is None:
+                warn_of_combinations(list(dict.fromkeys(labels.tolist())), keys.control_group or [])
         return cls(keys, has_presence_matrix(adata, keys.perturbation_key), vocabulary)
 
     def fields(self) -> list[BaseAnnDataField]:

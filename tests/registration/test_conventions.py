@@ -65,3 +65,22 @@ def test_numbered_control_guides_are_offered(simulated):
     simulated.obs["perturbation"] = [f"NTC_{i % 2}" if x == "control" else x for i, x in enumerate(p)]
     with pytest.raises(ValueError, match=r"All of these: `control_group=\['NTC_0', 'NTC_1'\]`"):
         CFMVC.setup_anndata(simulated)
+
+
+def test_combinations_without_a_delimiter_are_told_of(simulated, recwarn):
+    CFMVC.setup_anndata(simulated, combination_delimiter="+")
+    assert not [w for w in recwarn if "combination_delimiter" in str(w.message)]
+    with pytest.warns(UserWarning, match=r"are other perturbations joined by '\+'.*combination_delimiter='\+'"):
+        CFMVC.setup_anndata(simulated)
+    simulated.obs["perturbation"] = simulated.obs["perturbation"].astype(str).str.replace("P1", "P+1").replace("+", "/")
+    simulated.obs["perturbation"] = [x if "+" not in x[2:] else "P2" for x in simulated.obs["perturbation"].astype(str)]
+    recwarn.clear()
+    CFMVC.setup_anndata(simulated)  # a plus sign in a name whose parts are no perturbations
+    assert not [w for w in recwarn if "combination_delimiter" in str(w.message)]
+
+
+def test_registered_columns_are_not_said_to_be_left_out(simulated, caplog):
+    simulated.obs["donor"] = simulated.obs.pop("cell_type")
+    with caplog.at_level("INFO", logger="scvi.cfmvc"):
+        CFMVC.setup_anndata(simulated, labels_key="donor", combination_delimiter="+")
+    assert "left out" not in caplog.text
