@@ -19,7 +19,7 @@ from scvi.model.base import BaseModelClass
 from cfmvc_scvi._compat import forget_with, registered_codes
 from cfmvc_scvi._constants import CFMVC_KEYS
 from cfmvc_scvi._messages import close_matches, shortened
-from cfmvc_scvi._types import CellSplit
+from cfmvc_scvi._types import CellSplit, obs_of
 from cfmvc_scvi.calibration import Calibration
 from cfmvc_scvi.cells.latents import CellPosterior
 from cfmvc_scvi.cells.reader import CellReader, categories
@@ -157,7 +157,7 @@ class ModelBase(BaseModelClass):
         if codes is None or key not in adata.obs:
             return
         levels = texts_of(self._levels(CFMVC_KEYS.PERTURBATION_KEY))
-        changed = np.flatnonzero(levels[codes] != texts_of(adata.obs[key]))
+        changed = np.flatnonzero(levels[codes] != texts_of(obs_of(adata)[key]))
         if len(changed):
             raise ValueError(
                 f"adata.obs[{key!r}] of the registered data was changed for {len(changed)} of {adata.n_obs} cells "

@@ -54,11 +54,12 @@ def forget_registered(model: BaseModelClass, *, keep_own: bool) -> None:
 
 def deregister(model_class: type[BaseModelClass], adata: AnnData) -> None:
     """Let go of everything scvi-tools keeps of an AnnData for a class of models, and of what it wrote into it."""
-    stores = [model_class._setup_adata_manager_store, *model_class._per_instance_manager_store.values()]
+    stores: list[Any] = [model_class._setup_adata_manager_store, *model_class._per_instance_manager_store.values()]
     for store in stores:
         for key in [key for key, manager in store.items() if manager.adata is adata]:
             del store[key]
-    for table in (adata.obs, adata.obsm, adata.uns):
+    tables: tuple[Any, ...] = (adata.obs, adata.obsm, adata.uns)
+    for table in tables:
         for name in [name for name in table if str(name).startswith("_scvi_")]:
             del table[name]
 
@@ -70,14 +71,14 @@ def forget_with(model: BaseModelClass) -> None:
 
 def is_registered(model: BaseModelClass, adata: AnnData) -> bool:
     """Whether an AnnData, not a copy of it, is registered with a model."""
-    managers = model._per_instance_manager_store.get(model.id, {}).values()
+    managers: Any = model._per_instance_manager_store.get(model.id, {}).values()
     return any(manager.adata is adata for manager in managers)
 
 
 def registered_codes(model: BaseModelClass, field: str) -> np.ndarray | None:
     """Codes of a categorical field of the cells at registration; ``None`` where the data were set up anew since."""
     manager = model.adata_manager
-    if manager is None or manager.adata.uns.get(_MANAGER_UUID_KEY) != manager.id:
+    if manager is None or manager.adata is None or manager.adata.uns.get(_MANAGER_UUID_KEY) != manager.id:
         return None
     return np.asarray(manager.get_from_registry(field)).ravel()
 

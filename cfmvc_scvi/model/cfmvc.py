@@ -133,7 +133,7 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
         )
         self.init_params_ = self._get_init_params(locals())
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools' is annotated as ''
         """What the model is made of, what of it is trained, and its data."""
         sizes = cast("dict[str, int]", self.summary_stats)
         stages = {"autoencoder": self.is_vae_trained_, "flow": self.is_flow_trained_}

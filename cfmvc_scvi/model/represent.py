@@ -169,7 +169,9 @@ class RepresentationMixin(RNASeqMixin, VAEMixin, ModelBase):
                 obs[key] = pd.Series([native.get(text, text) for text in texts], obs.index)
             elif key is not None and field == _PERTURBATION:
                 obs[key] = levels[0]  # what these methods give does not depend on it
-        obsm: Any = {key: adata.obsm[key] for key in (keys.spatial_key, keys.perturbation_key) if key in adata.obsm}
+        obsm: Any = {
+            key: adata.obsm[key] for key in (keys.spatial_key, keys.perturbation_key) if key and key in adata.obsm
+        }
         layers: Any = {} if keys.layer is None else {keys.layer: counts}
         x = counts if keys.layer is None else None
         return AnnData(x, obs=obs, var=pd.DataFrame(index=adata.var_names[columns]), obsm=obsm, layers=layers)
