@@ -45,7 +45,7 @@ def check_expected(counts: Any, keys: SetupKeys) -> None:
         )
 
 
-def as_registered(adata: AnnData, levels: Mapping[str, Sequence[Any]]) -> AnnData:
+def as_registered(adata: AnnData, levels: Mapping[str, Sequence[Any] | np.ndarray]) -> AnnData:
     """The same cells with levels spelled as a model knows them; ``adata`` itself where they are.
 
     Parameters

@@ -36,8 +36,8 @@ def test_networks_have_the_sizes_of_the_data(simulated, build):
 
 
 def test_the_representation_says_what_was_chosen(simulated, build):
-    printed = repr(build(simulated, coupling="independent", flow_source="noise"))
-    assert "n_latent: 6" in printed and "coupling: independent" in printed and "flow_source: noise" in printed
+    printed = repr(build(simulated, coupling="ot", flow_source="noise"))
+    assert "n_latent: 6" in printed and "coupling: ot" in printed and "flow_source: noise" in printed
     assert "perturbations: 3" in printed
 
 
