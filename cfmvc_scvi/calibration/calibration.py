@@ -271,14 +271,15 @@ class Calibration:
         members = self.vocabulary.encode_members([condition])[0]
         seen, parts = self._was_seen(condition), condition.parts()
         parts_seen = all(map(self._was_seen, parts))
-        if len(parts) > 1 and parts_seen and not seen:
+        summed = len(parts) > 1 and parts_seen and not seen
+        if summed:
             latent = np.sum([cells.effect(self._decoded(part, label, solver), self.module) for part in parts], axis=0)
         else:
             latent = cells.effect(log_share, self.module)
         shift = self._shifted(members.sum(axis=0), cells) if seen or parts_seen else None
         process = None if self.state.process is None else self.state.process.predict(members, label)
         estimator = self.state.estimator
-        query = EffectQuery(members, label, latent, shift, process)
+        query = EffectQuery(members, label, latent, shift, process, summed)
         effect = latent if estimator is None else estimator.estimate(query)
         return np.maximum(effect, -self.state.profiles[label])
 

@@ -33,6 +33,8 @@ class EffectQuery:
         were not seen.
     process
         Effect by the Gaussian process over the training populations; ``None`` where there were no populations.
+    summed
+        Whether ``latent`` is such a sum.
     """
 
     members: Float[np.ndarray, "n_members n_features"]
@@ -40,6 +42,7 @@ class EffectQuery:
     latent: Float[np.ndarray, " n_genes"]
     shift: Float[np.ndarray, " n_genes"] | None
     process: Float[np.ndarray, " n_genes"] | None
+    summed: bool = False
 
 
 class EffectEstimator(ABC):
@@ -114,18 +117,23 @@ class AverageEstimator(EffectEstimator):
 
     The flow says how a cell type differs in its response, from few cell types too much; the shift says what all have
     in common. Both are biased on genes that the latent does not hold; the process knows every gene, and a context
-    only by how similar it is to those of the training data. Where the perturbations were not seen, the flow takes the
-    shift's part, and where there were no populations, the latent that of the process.
+    only by how similar it is to those of the training data, and how perturbations interact. Where the perturbations
+    were not seen, the flow takes the shift's part, and where there were no populations, the latent that of the process.
+    Of combinations that were not seen together the latent knows a sum alone, and the process counts three quarters.
     """
 
     name = "average"
-    #: Weight of the process.
+    #: Weight of the process, and of combinations that were not seen together.
     WEIGHT: ClassVar[float] = 0.5
+    WEIGHT_OF_SUMS: ClassVar[float] = 0.75
 
     def estimate(self, query: EffectQuery) -> Float[np.ndarray, " n_genes"]:
         """See :meth:`EffectEstimator.estimate`."""
         latent = query.latent if query.shift is None else 0.5 * (query.latent + query.shift)
-        return latent if query.process is None else (1.0 - self.WEIGHT) * latent + self.WEIGHT * query.process
+        if query.process is None:
+            return latent
+        weight = self.WEIGHT_OF_SUMS if query.summed else self.WEIGHT
+        return (1.0 - weight) * latent + weight * query.process
 
 
 ESTIMATORS: Final[dict[str, type[EffectEstimator]]] = {}

@@ -67,6 +67,11 @@ def test_the_flow_takes_the_part_of_a_shift_that_is_not_known():
     np.testing.assert_array_equal(get_estimator("average")().estimate(query(PROCESS, None)), [2.0, 0.0, 0.25])
 
 
+def test_of_sums_the_process_counts_three_quarters():
+    summed = EffectQuery(np.eye(2), 0, LATENT, SHIFT, PROCESS, summed=True)
+    np.testing.assert_array_equal(get_estimator("average")().estimate(summed), [2.625, 1.125, 0.5])
+
+
 def test_unknown_names_list_those_that_are_known():
     with pytest.raises(ValueError, match=r"'mode'.*\['average', 'latent', 'process', 'shift'\]"):
         get_estimator("mode")
