@@ -15,6 +15,7 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS, settings
 from scvi.model.base import BaseModelClass
 
+from cfmvc_scvi._rows import row_sums
 from cfmvc_scvi._types import CellSplit
 from cfmvc_scvi.calibration import Calibration
 from cfmvc_scvi.cells.latents import CellPosterior
@@ -265,7 +266,7 @@ def _in_whole_units(cells: CellTable, size: int) -> Iterator[tuple[CellTable, sl
 
 
 def _warn_of_empty_cells(cells: CellTable) -> None:
-    empty = np.flatnonzero(np.asarray(cells.counts.sum(axis=1)).ravel() == 0)
+    empty = np.flatnonzero(row_sums(cells.counts) == 0)
     if len(empty):
         warnings.warn(
             f"{len(empty)} cells have no counts in the model's genes, e.g. {list(cells.obs.index[empty[:3]])}: what "

@@ -15,6 +15,7 @@ from scvi import settings
 
 from cfmvc_scvi._constants import AUTO, CONVENTIONAL_OBS, CONVENTIONAL_OBSM
 from cfmvc_scvi._messages import close_matches
+from cfmvc_scvi._rows import DiskRows, is_on_disk
 from cfmvc_scvi._types import obs_of
 from cfmvc_scvi.registration.labels import (
     find_control_group,
@@ -140,8 +141,9 @@ def cell_dosage(adata: AnnData, dosage_key: str | None) -> np.ndarray | None:
 
 
 def counts_matrix(adata: AnnData, layer: str | None) -> Any:
-    """The counts as they are stored."""
-    return adata.X if layer is None else adata.layers[layer]
+    """The counts as they are stored; of counts on disk, what reads them by rows."""
+    matrix = adata.X if layer is None else adata.layers[layer]
+    return DiskRows(matrix, counts_name(layer)) if is_on_disk(matrix) else matrix
 
 
 def counts_name(layer: str | None) -> str:

@@ -12,7 +12,6 @@ import torch
 from scipy import sparse
 
 from cfmvc_scvi._types import CellSplit, CountBatch, FlowContext
-from cfmvc_scvi.cells import count_loader
 from cfmvc_scvi.cells.count_loader import CountDataModule, CountLoader
 from cfmvc_scvi.cells.count_source import CountSource, DeviceCounts, MemoryCounts
 from cfmvc_scvi.cells.table import CellTable
@@ -93,7 +92,7 @@ def test_the_users_matrix_is_neither_copied_nor_changed():
     assert (matrix != before).nnz == 0
 
 
-class Rows:
+class Rows(CountSource):
     """A source whose batches are the rows themselves; it remembers how many were asked for at a time."""
 
     def __init__(self) -> None:
@@ -120,7 +119,7 @@ def test_batch_sizes(drop_last, sizes):
 
 
 def test_several_batches_are_gathered_at_a_time(monkeypatch):
-    monkeypatch.setattr(count_loader, "_GATHERED", 12)
+    monkeypatch.setattr(CountSource, "n_gathered", 12)
     for batch_size, expected in ((5, [10, 10, 3]), (12, [12, 11]), (20, [20, 3])):
         batches = loader(batch_size=batch_size)
         assert [len(rows) for rows in batches] == [
