@@ -75,7 +75,9 @@ def check_counts(
     _check_container(matrix, where)
     if 0 in matrix.shape:
         raise ValueError(f"{where} is empty: its shape is {matrix.shape}.")
-    found = _summary_on_disk(matrix, where, afresh=is_new) if isinstance(matrix, DiskRows) else _summarise(matrix, where)
+    found = (
+        _summary_on_disk(matrix, where, afresh=is_new) if isinstance(matrix, DiskRows) else _summarise(matrix, where)
+    )
     if found.largest > _LARGEST_COUNT:
         raise ValueError(
             f"{where} has counts up to {found.largest:.0f}; single precision holds whole numbers up to "

@@ -46,7 +46,7 @@ def test_a_model_from_disk_is_that_from_memory(simulated, build, fit, tmp_path, 
     expected = fit(build(simulated.copy()))
     model = fit(build(written(simulated, tmp_path, kind)))
     for name, values in expected.history.items():
-        np.testing.assert_allclose(model.history[name], values, rtol=1e-6)
+        np.testing.assert_allclose(*(h.to_numpy(dtype=float) for h in (model.history[name], values)), rtol=1e-6)
     np.testing.assert_allclose(model.get_latent_representation(), expected.get_latent_representation(), atol=1e-6)
     for return_type in ("mean", "lognorm", "latent"):
         found, known = (m.predict_perturbation(return_type=return_type).X for m in (model, expected))
