@@ -142,8 +142,8 @@ class DiskRows:
         if differs.any():
             raise OSError(
                 f"{self.where} in {self._stored.path} is not what it was when it was checked: the sums of "
-                f"{int(differs.sum())} of {len(expected)} rows differ. The file changed: call `setup_anndata` again, or "
-                "restore it."
+                f"{int(differs.sum())} of {len(expected)} rows differ. The file changed: restore it, or call "
+                "`setup_anndata` again."
             )
 
 

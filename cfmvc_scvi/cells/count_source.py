@@ -33,7 +33,7 @@ class CountSource(ABC):
     n_gathered: int = 1024
 
     def order(self, rows: np.ndarray, rng: np.random.Generator, n_together: int) -> np.ndarray:
-        """The rows of a pass in a random order, each once; so many of them in a row are going to be gathered together."""
+        """The rows of a pass in a random order, each once; ``n_together`` in a row will be gathered together."""
         return rng.permutation(rows)
 
     @abstractmethod

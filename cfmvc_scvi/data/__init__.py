@@ -10,6 +10,7 @@ from cfmvc_scvi.data.datasets import (
     wang2018_starmap,
 )
 from cfmvc_scvi.data.embeddings import coexpression_embedding, gene_loadings, onehot_embedding, smiles_fingerprints
+from cfmvc_scvi.data.importer import import_counts
 from cfmvc_scvi.data.on_disk import open_counts
 from cfmvc_scvi.data.simulate import counterfactual_mean, simulate_perturbation
 
@@ -19,6 +20,7 @@ __all__ = [
     "counterfactual_mean",
     "gasperini2019",
     "gene_loadings",
+    "import_counts",
     "kang2018",
     "moffitt2018_merfish",
     "onehot_embedding",

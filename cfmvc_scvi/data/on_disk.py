@@ -18,8 +18,8 @@ _IN_MEMORY = ("obs", "var", "obsm", "varm", "uns")
 def open_counts(path: str | os.PathLike) -> AnnData:
     """An AnnData whose counts stay on disk, ready for :meth:`cfmvc_scvi.CFMVC.setup_anndata`.
 
-    ``X`` and layers are left where they are, as datasets that are read by rows; ``obs``, ``var``, ``obsm``, ``varm`` and
-    ``uns`` are in memory, pairwise matrices and ``raw`` are left out. Nothing is written into the file.
+    ``X`` and layers are left where they are, as datasets that are read by rows; ``obs``, ``var``, ``obsm``, ``varm``
+    and ``uns`` are in memory, pairwise matrices and ``raw`` are left out. Nothing is written into the file.
 
     Parameters
     ----------
@@ -68,8 +68,8 @@ def open_counts(path: str | os.PathLike) -> AnnData:
         if isinstance(group, h5py.File):
             group.close()
         raise OSError(
-            f"{os.fspath(path)!r} cannot be opened as an AnnData: {error}. It must be an .h5ad file or a zarr folder that "
-            "anndata wrote, and whole: one that was not written to its end, or copied in part, cannot be read."
+            f"{os.fspath(path)!r} cannot be opened as an AnnData: {error}. It must be an .h5ad file or a zarr folder "
+            "that anndata wrote, and whole: one that was not written to its end, or copied in part, cannot be read."
         ) from error
 
 

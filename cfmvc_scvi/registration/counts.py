@@ -135,6 +135,22 @@ def _check_container(matrix: Any, where: str) -> None:
         )
 
 
+def find_noncount(block: sparse.csr_matrix) -> tuple[int, int, float, str] | None:
+    """An entry of a CSR block that is no count, as row, column, value and what is wrong; ``None`` without one."""
+    values = block.data
+    log = "log-transformed" if values.size and values.max() < 30 else "normalised"
+    for wrong, why in (
+        (~np.isfinite(values), "missing or infinite"),
+        (values < 0, "negative, as after scaling"),
+        (values != np.floor(values), f"no whole number: the values look {log}"),
+        (values > _LARGEST_COUNT, f"above {_LARGEST_COUNT}, beyond which single precision skips whole numbers"),
+    ):
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            return int(np.searchsorted(block.indptr, at, side="right")) - 1, int(block.indices[at]), values[at], why
+    return None
+
+
 def cell_totals(matrix: Any) -> np.ndarray:
     """Sum of the counts of every cell, shape (n_cells,), float64; of rows on disk as they were when last checked."""
     if isinstance(matrix, DiskRows):

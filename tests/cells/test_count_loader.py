@@ -13,9 +13,9 @@ import torch
 import zarr
 from scipy import sparse
 
+from cfmvc_scvi._rows import DiskRows
 from cfmvc_scvi._types import CellSplit, CountBatch, FlowContext
 from cfmvc_scvi.cells.count_loader import CountDataModule, CountLoader
-from cfmvc_scvi._rows import DiskRows
 from cfmvc_scvi.cells.count_source import CountSource, DeviceCounts, DiskCounts, MemoryCounts, block_order, count_source
 from cfmvc_scvi.cells.table import CellTable
 

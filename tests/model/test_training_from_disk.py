@@ -108,14 +108,14 @@ def test_a_run_from_disk_is_resumed_to_the_bit(simulated, build, tmp_path, quiet
     whole.train_vae(4, **quiet)
     first = build(disk)
     with pytest.raises(KeyboardInterrupt):
-        first.train_vae(4, checkpoint_dir=tmp_path / "state", callbacks=[Stop(2)], **quiet)
+        first.train_vae(4, checkpoint_dir=tmp_path / "state", callbacks=[stop_at(2)], **quiet)
     second = build(open_counts(tmp_path / "zarr csr.zarr"))
     second.train_vae(4, checkpoint_dir=tmp_path / "state", resume=True, **quiet)
     for name, value in whole.module.state_dict().items():
         np.testing.assert_array_equal(value, second.module.state_dict()[name])
 
 
-def Stop(epoch):  # noqa: N802  # stands for a class
+def stop_at(epoch):
     from lightning.pytorch import Callback
 
     class Interrupt(Callback):
