@@ -116,6 +116,10 @@ class DiskRows:
             self._compare(block, self.totals[asked])
         return block
 
+    def close(self) -> None:
+        """Close the file, where it is one of HDF5."""
+        self._stored.close()
+
     def blocks(self, size: int = 4 * CHUNK_ROWS) -> Iterator[tuple[slice, sparse.csr_matrix]]:
         """All rows in order, so many at a time."""
         for start in range(0, len(self), size):
@@ -173,6 +177,12 @@ class _Stored:
     chunk_rows: int
     path: str
     key: tuple
+    _file: Any
+
+    def close(self) -> None:
+        """Close the file, where it is one of HDF5."""
+        if isinstance(self._file, h5py.File):
+            self._file.close()
 
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
         """Rows from ``start`` to ``stop``."""
@@ -183,7 +193,7 @@ class _Dense(_Stored):
     def __init__(self, array: Any, where: str) -> None:
         if array.ndim != 2:
             raise TypeError(f"{where} has {array.ndim} dimensions: cells x genes are needed.")
-        self._array = array
+        self._array, self._file = array, getattr(array, "file", None)
         self.shape, self.dtype = (int(array.shape[0]), int(array.shape[1])), np.dtype(array.dtype)
         self.chunk_rows = int(np.clip(_DENSE_BYTES // max(1, self.dtype.itemsize * self.shape[1]), 1, CHUNK_ROWS))
         self.path = _path(array)
@@ -199,6 +209,7 @@ class _Sparse(_Stored):
     def __init__(self, dataset: Any, where: str) -> None:
         group = dataset.group
         self._values, self._indices = group["data"], group["indices"]
+        self._file = getattr(group, "file", None)
         self.shape, self.dtype = (int(dataset.shape[0]), int(dataset.shape[1])), np.dtype(self._values.dtype)
         self.path = _path(group)
         self.key = (self.path, group.name, self.shape)

@@ -106,23 +106,11 @@ def import_counts(
     if not out.parent.is_dir():
         raise FileNotFoundError(f"The folder of `out` does not exist: {os.fspath(out.parent)!r}. Make it first.")
     sources = _open_sources(paths, layer)
-    names = _shared_genes(sources, genes)
-    sources = [source.with_genes(names) for source in sources]
-    skeleton = _annotations(sources, names, source_key)
-    bytes_each = _look_at(sources, names)
-    store = _Store.begin(out, sources, skeleton)
     try:
-        size = int(bytes_each * (skeleton.n_obs - store.n_cells))
-        logger.info(
-            "%d cells x %d genes of %d files: about %.2f GB in %s; %d cells are there already.",
-            *(skeleton.n_obs, skeleton.n_vars, len(sources), bytes_each * skeleton.n_obs / 1e9, out, store.n_cells),
-        )
-        require_space(out.parent, size, "the counts")
-        _copy(sources, names, store, show_progress)
-        store.finish(out)
-    except OSError as error:
-        clear = write_error(error, out, "the counts") if error.errno is not None else error
-        raise clear from (None if clear is error else error)
+        _import(sources, out, genes, source_key, show_progress)
+    finally:
+        for source in sources:
+            source.counts.close()
     return open_counts(out)
 
 
@@ -168,6 +156,27 @@ class _Source:
         return block
 
 
+def _import(
+    sources: list[_Source], out: Path, genes: Sequence[str] | None, source_key: str | None, show_progress: bool
+) -> None:
+    names = _shared_genes(sources, genes)
+    sources = [source.with_genes(names) for source in sources]
+    skeleton = _annotations(sources, names, source_key)
+    bytes_each = _look_at(sources, names)
+    store = _Store.begin(out, sources, skeleton)
+    logger.info(
+        "%d cells x %d genes of %d files: about %.2f GB in %s; %d cells are there already.",
+        *(skeleton.n_obs, skeleton.n_vars, len(sources), bytes_each * skeleton.n_obs / 1e9, out, store.n_cells),
+    )
+    try:
+        require_space(out.parent, int(bytes_each * (skeleton.n_obs - store.n_cells)), "the counts")
+        _copy(sources, names, store, show_progress)
+        store.finish(out)
+    except OSError as error:
+        clear = write_error(error, out, "the counts") if error.errno is not None else error
+        raise clear from (None if clear is error else error)
+
+
 # ---- what is there ------------------------------------------------------------------------------------------------
 
 
@@ -202,8 +211,8 @@ def _open_source(name: str, path: Path, layer: str | None) -> _Source:
     if not adata.var_names.is_unique:
         repeated = adata.var_names[adata.var_names.duplicated()].unique()
         raise ValueError(
-            f"Names of genes in {os.fspath(path)!r} are not unique, e.g. {list(repeated[:3])}, and genes are matched by "
-            "name: make them unique in the file first."
+            f"Names of genes in {os.fspath(path)!r} are not unique, e.g. {list(repeated[:3])}, and genes are matched "
+            "by name: make them unique in the file first."
         )
     return _Source(name, path, adata, counts)
 
