@@ -7,7 +7,7 @@ in an ``.h5ad`` or zarr store, so what reads cells block by block need not know 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import h5py
 import numpy as np
@@ -110,8 +110,8 @@ class DiskRows:
         parts = [self._read(piece) for piece in _pieces(sorted_rows, self._stored.chunk_rows)]
         if not parts:
             return sparse.csr_matrix((0, self.shape[1]), dtype=self.dtype)
-        block = parts[0] if len(parts) == 1 else sparse.vstack(parts, format="csr")
-        block = cast(sparse.csr_matrix, block if order is None else block[order.ravel()])
+        block: Any = parts[0] if len(parts) == 1 else sparse.vstack(parts, format="csr")
+        block = block if order is None else block[order.ravel()]
         if self.totals is not None:
             self._compare(block, self.totals[asked])
         return block

@@ -58,7 +58,7 @@ def _group_sums(cells: CellTable, groups: Sequence[np.ndarray]) -> np.ndarray:
         indicator = sparse.csr_matrix((np.ones(len(here)), (code, np.arange(len(here)))))
         for total, power in zip(sums, (1, 2), strict=True):
             entries = sparse.csr_matrix((y.data.astype(np.float64) ** power, y.indices, y.indptr), shape=y.shape)
-            found = (indicator @ entries).tocoo()
+            found = sparse.coo_matrix(indicator @ entries)
             total[present[found.row] * n_genes + found.col] += found.data
     return sums.reshape(2, len(groups), n_genes)
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anndata as ad
 import numpy as np
@@ -19,9 +19,11 @@ from anndata import AnnData
 from scipy import sparse
 from scvi import settings
 from scvi.utils import track
+from zarr.storage import MemoryStore
 
 from cfmvc_scvi._messages import missing_genes, shortened
 from cfmvc_scvi._rows import DiskRows
+from cfmvc_scvi._types import obs_of
 from cfmvc_scvi.data.on_disk import open_counts
 from cfmvc_scvi.io.files import remove, require_space, sync_tree, write_error
 from cfmvc_scvi.registration.counts import find_noncount
@@ -33,8 +35,6 @@ logger = logging.getLogger(__name__)
 _BLOCK, _CHUNK = 4096, 2**17
 #: Blocks of every file that are looked at before anything is written.
 _LOOKED_AT = 4
-#: File in an unfinished store that says how far it is.
-_PROGRESS = "import.json"
 
 
 def import_counts(
@@ -246,7 +246,7 @@ def _shared_genes(sources: list[_Source], genes: Sequence[str] | None) -> pd.Ind
 
 def _annotations(sources: list[_Source], names: pd.Index, source_key: str | None) -> AnnData:
     """``obs``, ``obsm`` and ``uns`` of all files."""
-    tables = [source.adata.obs for source in sources]
+    tables = [obs_of(source.adata) for source in sources]
     if source_key is not None and any(source_key in table for table in tables):
         raise ValueError(f"`source_key` {source_key!r} is a column of obs already: choose another, or None.")
     categorical = [
@@ -264,12 +264,12 @@ def _annotations(sources: list[_Source], names: pd.Index, source_key: str | None
         obs[source_key] = pd.Categorical(origin, categories=[source.name for source in sources])
     obsm = {}
     for key in sources[0].adata.obsm:
-        parts = [source.adata.obsm.get(key) for source in sources]
+        parts: list[Any] = [source.adata.obsm.get(key) for source in sources]
         if all(isinstance(part, np.ndarray) and part.shape[1:] == parts[0].shape[1:] for part in parts):
             obsm[key] = np.concatenate(parts)
         elif all(isinstance(part, pd.DataFrame) and list(part) == list(parts[0]) for part in parts):
             obsm[key] = pd.concat(parts).set_axis(obs.index)
-    var = sources[0].adata.var.loc[names]
+    var = cast(pd.DataFrame, sources[0].adata.var).loc[names]
     return AnnData(obs=obs, var=var, obsm=obsm, uns=dict(sources[0].adata.uns))
 
 
@@ -281,9 +281,9 @@ def _look_at(sources: list[_Source], names: pd.Index) -> float:
         for start in np.sort(rng.permutation(starts)[:_LOOKED_AT]):
             block = source.block(int(start), names)
             memory: dict[str, Any] = {}
-            ad.io.write_elem(zarr.group(zarr.storage.MemoryStore(memory)), "X", block)
+            ad.io.write_elem(zarr.group(MemoryStore(memory)), "X", block)
             n_bytes += sum(len(value) for value in memory.values())
-            n_cells += block.shape[0]
+            n_cells += len(block.indptr) - 1
     return n_bytes / max(1, n_cells)
 
 
@@ -310,10 +310,12 @@ class _Store:
         path = out.with_name(f".{out.name}.import")
         what = [[source.identity for source in sources], list(skeleton.var_names), list(skeleton.obs), _CHUNK]
         identity = json.dumps(what)
-        if (path / _PROGRESS).is_file():
-            found = json.loads((path / _PROGRESS).read_text())
+        note = _note_of(path)
+        if note.is_file() and path.is_dir():
+            found = json.loads(note.read_text())
             if found["identity"] == identity:
                 return cls(path, found["n_cells"], found["n_entries"], identity)
+        remove(note)
         remove(path)
         skeleton.write_zarr(path)
         group: Any = zarr.open_group(path, mode="r+", use_consolidated=False)
@@ -345,13 +347,19 @@ class _Store:
         zarr.consolidate_metadata(zarr.open_group(self.path, mode="r+", use_consolidated=False).store)
         sync_tree(self.path)
         os.replace(self.path, out)
-        (out / _PROGRESS).unlink()
+        _note_of(self.path).unlink()
 
     def _note(self) -> None:
         note = {"n_cells": self.n_cells, "n_entries": self.n_entries, "identity": self._identity}
-        aside = self.path / f"{_PROGRESS}.partial"
+        path = _note_of(self.path)
+        aside = path.with_suffix(".partial")
         aside.write_text(json.dumps(note))
-        os.replace(aside, self.path / _PROGRESS)
+        os.replace(aside, path)
+
+
+def _note_of(store: Path) -> Path:
+    """The file beside an unfinished store that says how far it is."""
+    return store.with_name(f"{store.name}.json")
 
 
 def _copy(sources: list[_Source], names: pd.Index, store: _Store, show_progress: bool) -> None:

@@ -59,7 +59,7 @@ def open_counts(path: str | os.PathLike) -> AnnData:
         missing = {"obs", "var"} - set(group.keys())
         if missing:
             raise ValueError(f"{sorted(missing)} are missing")
-        parts = {name: ad.io.read_elem(group[name]) for name in _IN_MEMORY if name in group}
+        parts: dict[str, Any] = {name: ad.io.read_elem(group[name]) for name in _IN_MEMORY if name in group}
         names = group["layers"].keys() if "layers" in group else ()
         layers = {name: _left_on_disk(group["layers"][name]) for name in names}
         x = _left_on_disk(group["X"]) if "X" in group else None

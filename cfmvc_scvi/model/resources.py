@@ -21,7 +21,7 @@ from cfmvc_scvi.cells.latents import LatentCache
 from cfmvc_scvi.cells.pairs import LatentDataModule
 from cfmvc_scvi.cells.table import CellTable
 from cfmvc_scvi.flow import get_coupling
-from cfmvc_scvi.model.training import default_epochs
+from cfmvc_scvi.model.training import _VAE_STEPS, _epochs, flow_steps
 from cfmvc_scvi.registration.registration import CellConditions
 
 #: Cells that the measurement is made on, at most.
@@ -74,8 +74,8 @@ class ResourceMixin(ModelBase):
         adata = self._require_adata("measure its cells")
         cells, found = self._reader.read(adata), self._conditions_of(adata)
         n_train = round(0.9 * len(cells)) if self.split_ is None else len(self._split.train)
-        epochs = default_epochs(n_train, len(self.vocabulary.names), batch_size, flow_batch_size)
-        epochs = (vae_max_epochs or epochs[0], flow_max_epochs or epochs[1])
+        vae_epochs = vae_max_epochs or _epochs(_VAE_STEPS, n_train, min(batch_size, n_train))
+        flow_epochs = flow_max_epochs or _epochs(flow_steps(len(self.vocabulary.names)), n_train, flow_batch_size)
         sample = np.unique(np.linspace(0, len(cells) - 1, min(_MEASURED, len(cells))).astype(int))
         vae, encode = self._time_stage1(cells, sample, batch_size)
         flow = self._time_stage2(cells, found, sample, flow_batch_size) if self.vocabulary.names else 0.0
@@ -87,8 +87,8 @@ class ResourceMixin(ModelBase):
         weights = sum(value.numel() * value.element_size() for value in module.state_dict().values())
         table = pd.DataFrame(
             {
-                "epochs": [epochs[0], np.nan, epochs[1], np.nan],
-                "seconds": [epochs[0] * n * vae, n * encode, epochs[1] * n_train * flow, np.nan],
+                "epochs": [vae_epochs, np.nan, flow_epochs, np.nan],
+                "seconds": [vae_epochs * n * vae, n * encode, flow_epochs * n_train * flow, np.nan],
                 "memory_gb": np.array([counts, counts + latents, 2 * latents, counts + latents + populations]) / 1e9,
                 "disk_gb": [3 * weights / 1e9, np.nan, 3 * weights / 1e9, np.nan],
             },

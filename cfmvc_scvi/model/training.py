@@ -372,12 +372,6 @@ def flow_steps(n_perturbations: int) -> int:
     return min(_FLOW_STEPS + _FLOW_STEPS_EACH * n_perturbations, _MOST_FLOW_STEPS)
 
 
-def default_epochs(n_train: int, n_perturbations: int, batch_size: int, flow_batch_size: int) -> tuple[int, int]:
-    """Epochs of both stages when they are not given."""
-    vae = _epochs(_VAE_STEPS, n_train, min(batch_size, n_train))
-    return vae, _epochs(flow_steps(n_perturbations), n_train, flow_batch_size)
-
-
 def _trained_conditions(cache: LatentCache, train: np.ndarray) -> tuple[list[tuple[ConditionKey, int]], list[int]]:
     """Conditions and cell types that occur together among the training cells, and the number of these cells."""
     labels = cache.cells.context.labels.numpy()[train]
