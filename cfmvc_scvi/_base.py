@@ -19,6 +19,7 @@ from scvi.model.base import BaseModelClass
 from cfmvc_scvi._compat import forget_with, registered_codes
 from cfmvc_scvi._constants import CFMVC_KEYS
 from cfmvc_scvi._messages import close_matches, shortened
+from cfmvc_scvi._rows import row_sums
 from cfmvc_scvi._types import CellSplit, obs_of
 from cfmvc_scvi.calibration import Calibration
 from cfmvc_scvi.cells.latents import CellPosterior
@@ -364,7 +365,7 @@ def _in_whole_units(cells: CellTable, size: int) -> Iterator[tuple[CellTable, sl
 
 
 def _warn_of_empty_cells(cells: CellTable) -> None:
-    empty = np.flatnonzero(np.asarray(cells.counts.sum(axis=1)).ravel() == 0)
+    empty = np.flatnonzero(row_sums(cells.counts) == 0)
     if len(empty):
         warnings.warn(
             f"{len(empty)} cells have no counts in the model's genes, e.g. {list(cells.obs.index[empty[:3]])}: what "

@@ -25,6 +25,7 @@ LEVELS = {
     "_arguments": 0,
     "_constants": 0,
     "_messages": 0,
+    "_rows": 0,
     "_sparse": 0,
     "_types": 0,
     "_compat": 0,
@@ -32,11 +33,11 @@ LEVELS = {
     "nn": 1,
     "metrics": 1,
     "io": 1,
-    "data": 1,
     "registration": 2,
     "pl": 2,  # draws tables, arrays and AnnData, so it needs no model; the model's report draws with it
     "likelihood": 2,
     "cells": 3,
+    "data": 3,  # for users: an importer checks counts as the registration does
     "module": 4,
     "calibration": 5,
     "train": 5,

@@ -266,7 +266,7 @@ CASES = [
     Case("counts in a layer", "handled", counts_as(sparse.csr_matrix, "counts")),
     Case("X is None", "refused", lambda a: setattr(a, "X", None), "pass `layer=`"),
     Case("view", "refused", lambda a: (None, a[:200]), "adata.copy()"),
-    Case("backed", "refused", backed, "to_memory()"),
+    Case("backed", "handled", backed),
     Case("dask", "refused", dask_counts, "to_memory()"),
     Case("two cells", "warned", lambda a: (None, a[[int(np.flatnonzero(a.obs.perturbation == p)[0]) for p in ("control", "P1")]].copy()), "have one cell: ['P1']"),
     Case("counts up to 1e6", "handled", put(1e6)),

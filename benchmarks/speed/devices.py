@@ -33,7 +33,7 @@ from models import CLOCKS, QUIET, fit_options, new_cfmvc, now, set_clock
 from run import machine
 
 from cfmvc_scvi import CFMVC
-from cfmvc_scvi.cells import count_loader
+from cfmvc_scvi.cells import MemoryCounts
 from cfmvc_scvi.likelihood.base import Likelihood
 from cfmvc_scvi.likelihood.negative_binomial import NegativeBinomial
 from cfmvc_scvi.module import CFMVCModule
@@ -81,7 +81,7 @@ def ungrouped() -> AbstractContextManager:
 DEVICES: dict[str, Device] = {
     "fused loss": Device(plain_loss),
     "sparse first layer": Device(lambda: patch.object(GeneLinear, "SPARSE_BELOW", -1.0)),
-    "gathered chunks": Device(lambda: patch.object(count_loader, "_GATHERED", 1)),
+    "gathered chunks": Device(lambda: patch.object(MemoryCounts, "n_gathered", 1)),
     "fused optimiser": Device(optimizer_not_fused),
     "fused optimiser, stage 2": Device(optimizer_not_fused, "stage 2 at 256"),
     "grouped fields, 256": Device(ungrouped, "stage 2 at 256"),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cfmvc_scvi.calibration.moments import lognorm_moments
+from cfmvc_scvi.calibration.moments import group_moments
 from cfmvc_scvi.calibration.process import MeanEffects
 from cfmvc_scvi.calibration.ridge import VectorRidge
 from cfmvc_scvi.calibration.samples import Between, SampledPopulation, Values, between_samples, sampled_effect
@@ -80,8 +81,8 @@ class Populations:
         shape = len(found), cache.cells.counts.shape[1]
         mean, spread, effect, variance = (np.empty(shape, dtype=np.float32) for _ in range(4))
         over_cells = None if cache.cells.sample is None else np.empty(shape, dtype=np.float32)
-        for i, (_, label, cells) in enumerate(found):
-            here = Moments.of(cache.cells, cells)
+        every_moment = Moments.of_groups(cache.cells, [cells for *_, cells in found])
+        for i, ((_, label, cells), here) in enumerate(zip(found, every_moment, strict=True)):
             shrunken = here.shrunken(controls.prior(label, here))
             mean0, variance0 = controls.mean(cells, label)
             mean[i], spread[i], effect[i] = here.mean, here.spread, here.mean - mean0
@@ -93,9 +94,10 @@ class Populations:
         every = cls(control, controls.level, controls.spread, mean, spread, effect, variance, n_cells, label, condition)
         if over_cells is None or not found:
             return every
-        samples = {code: _by_sample(cache.cells, own[code], controls.shrunken[code]) for code in set(label.tolist())}
-        parts = zip((cells for *_, cells in found), over_cells, strict=True)
-        return every._over_samples(samples, [_by_sample(cache.cells, *part) for part in parts])
+        codes = sorted(set(label.tolist()))
+        rows_of = [*(own[code] for code in codes), *(cells for *_, cells in found)]
+        samples = list(_by_sample(cache.cells, rows_of, [*controls.shrunken[codes], *over_cells]))
+        return every._over_samples(dict(zip(codes, samples, strict=False)), samples[len(codes) :])
 
     def _over_samples(self, control: dict[int, BySample], perturbed: list[BySample]) -> Populations:
         """The same populations with effects over samples; ``control`` by cell type, ``perturbed`` by population."""
@@ -149,21 +151,27 @@ class Moments:
     n: int
 
     @classmethod
-    def of(cls, cells: CellTable, rows: np.ndarray) -> Moments:
-        """Moments over the cells at these rows."""
-        return cls(*lognorm_moments(cells, rows), len(rows))
+    def of_groups(cls, cells: CellTable, groups: Sequence[np.ndarray]) -> Iterator[Moments]:
+        """Moments over the cells at the rows of each group."""
+        for rows, found in zip(groups, group_moments(cells, groups), strict=True):
+            yield cls(*found, len(rows))
 
     def shrunken(self, prior: np.ndarray) -> np.ndarray:
         """Variance over cells, shrunken towards a prior."""
         return shrink_variance(self.n * self.spread, self.n - 1, prior)
 
 
-def _by_sample(cells: CellTable, rows: np.ndarray, spread: np.ndarray) -> BySample:
-    """Means in each sample, with variances from cells that vary by ``spread``."""
+def _by_sample(cells: CellTable, populations: list[np.ndarray], spreads: Sequence[np.ndarray]) -> Iterator[BySample]:
+    """Means in each sample of every population, with variances from cells that vary by its ``spread``."""
     assert cells.sample is not None  # a sample key is registered
-    sample = cells.sample[rows]
-    parts = {int(code): rows[sample == code] for code in np.unique(sample)}
-    return {s: (lognorm_moments(cells, part)[0], spread / len(part) + _FLOOR) for s, part in parts.items()}
+    samples = [cells.sample[rows] for rows in populations]
+    parts = [
+        {int(code): rows[sample == code] for code in np.unique(sample)}
+        for rows, sample in zip(populations, samples, strict=True)
+    ]
+    moments = group_moments(cells, [part for of_one in parts for part in of_one.values()])
+    for of_one, spread in zip(parts, spreads, strict=True):
+        yield {s: (next(moments)[0], spread / len(part) + _FLOOR) for s, part in of_one.items()}
 
 
 def _sampled(perturbed: BySample, control: BySample) -> SampledPopulation:
@@ -212,8 +220,8 @@ class MatchedControls:
     def __init__(self, cells: CellTable, own: list[np.ndarray], control: list[np.ndarray]) -> None:
         self._cells, self._own = cells, own
         self._code = strata(cells.context)
-        self._pooled = [Moments.of(cells, rows) for rows in control]
-        self._moments: dict[tuple[int, int], Moments] = {}
+        self._pooled = list(Moments.of_groups(cells, control))
+        self._moments: dict[int, dict[int, Moments]] = {}
         self.level = np.stack([moments.mean for moments in self._pooled])
         self.spread = np.stack([moments.spread for moments in self._pooled])
         self.shrunken = self._shrunken()
@@ -245,7 +253,9 @@ class MatchedControls:
         return np.asarray(mean), np.asarray(variance)
 
     def _in_stratum(self, label: int, stratum: int) -> Moments:
-        if (label, stratum) not in self._moments:
-            rows = self._own[label][self._code[self._own[label]] == stratum]
-            self._moments[label, stratum] = Moments.of(self._cells, rows)
-        return self._moments[label, stratum]
+        if label not in self._moments:
+            codes = self._code[self._own[label]]
+            groups = {int(code): self._own[label][codes == code] for code in np.unique(codes)}
+            found = Moments.of_groups(self._cells, list(groups.values()))
+            self._moments[label] = dict(zip(groups, found, strict=True))
+        return self._moments[label][stratum]

@@ -14,8 +14,6 @@ from cfmvc_scvi.cells.count_source import CountSource
 
 #: Share of the free memory of a GPU that the counts may take with ``data_on_device="auto"``.
 DEVICE_BUDGET = 0.4
-#: Cells whose counts are gathered at a time, and then cut into batches; smaller batches would each pay for a call.
-_GATHERED = 1024
 
 
 class CountLoader:
@@ -70,15 +68,15 @@ class CountLoader:
         return whole if self.drop_last or not rest else whole + 1
 
     def __iter__(self) -> Iterator[CountBatch]:
+        index, n_shards = self.shard
+        size = max(1, self.source.n_gathered // self.batch_size) * self.batch_size
         order = self.rows
         if self.shuffle:
             rng = np.random.default_rng([self.seed, self.first_epoch + self._passes])
-            order = rng.permutation(self.rows)
+            order = self.source.order(self.rows, rng, size * n_shards)
         self._passes += 1
-        index, n_shards = self.shard
         order = order[index : len(order) // n_shards * n_shards : n_shards]
         order = order[: len(self) * self.batch_size]
-        size = max(1, _GATHERED // self.batch_size) * self.batch_size
         for start in range(0, len(order), size):
             yield from self.source.batches(order[start : start + size], self.batch_size)
 

@@ -1,4 +1,4 @@
-"""Where the counts of stage 1 are: what the loader asks of them; in memory, and on the device of the networks."""
+"""Where the counts of stage 1 are: what the loader asks of them; in memory, on the device of the networks, on disk."""
 
 from __future__ import annotations
 
@@ -10,17 +10,31 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from cfmvc_scvi._rows import CHUNK_ROWS, DiskRows
 from cfmvc_scvi._sparse import SparseRows
 from cfmvc_scvi._types import CountBatch, FlowContext
 from cfmvc_scvi.cells.table import CellTable
+
+#: Blocks of cells on disk that are mixed with each other before batches are cut from them.
+_MIXED_BLOCKS = 16
 
 
 class CountSource(ABC):
     """Gives the counts of any cells, with what stage 1 knows of them beside the counts.
 
-    A source elsewhere, such as on disk, writes :meth:`batches`. The loader chooses the rows: their order, what a pass
-    leaves out, and the share of each process are the same for every source.
+    The loader chooses the rows: what a pass leaves out and the share of each process are the same for every source.
+
+    Attributes
+    ----------
+    n_gathered
+        Cells whose counts are gathered at a time, and then cut into batches; smaller batches would each pay for a call.
     """
+
+    n_gathered: int = 1024
+
+    def order(self, rows: np.ndarray, rng: np.random.Generator, n_together: int) -> np.ndarray:
+        """The rows of a pass in a random order, each once; ``n_together`` in a row will be gathered together."""
+        return rng.permutation(rows)
 
     @abstractmethod
     def batches(self, rows: np.ndarray, size: int) -> Iterator[CountBatch]:
@@ -101,6 +115,56 @@ class DeviceCounts(CountSource):
             has_size_factor=self.has_size_factor,
             whole=self.whole,
         )
+
+
+class DiskCounts(CountSource):
+    """Counts on disk, read block by block.
+
+    A pass goes through blocks of about a thousand neighbouring cells in random order; the cells of sixteen blocks are
+    mixed before batches are cut from them. In memory is no more than these.
+    """
+
+    n_gathered = _MIXED_BLOCKS * CHUNK_ROWS
+
+    def __init__(self, cells: CellTable) -> None:
+        self.cells = replace(cells, context=stage1_context(cells.context))
+
+    def order(self, rows: np.ndarray, rng: np.random.Generator, n_together: int) -> np.ndarray:
+        """See :meth:`CountSource.order`; :func:`block_order`."""
+        return block_order(rows, rng, n_together)
+
+    def batches(self, rows: np.ndarray, size: int) -> Iterator[CountBatch]:
+        """See :meth:`CountSource.batches`."""
+        return self.cells.batch(rows).split(size)
+
+
+def count_source(cells: CellTable) -> CountSource:
+    """The source for cells in memory or on disk."""
+    return DiskCounts(cells) if isinstance(cells.counts, DiskRows) else MemoryCounts(cells)
+
+
+def block_order(
+    rows: np.ndarray, rng: np.random.Generator, n_mixed: int = _MIXED_BLOCKS * CHUNK_ROWS, block: int = CHUNK_ROWS
+) -> np.ndarray:
+    """Rows in a random order in which neighbours on disk stay close to each other, so that few reads fetch many.
+
+    Parameters
+    ----------
+    rows
+        Rows, rising, shape (n,).
+    rng
+        Draws the order. Where the first block begins is drawn as well, so blocks differ between passes.
+    n_mixed
+        Rows of consecutive blocks that are permuted among each other.
+    block
+        Rows of a block.
+    """
+    rolled = np.roll(rows, -int(rng.integers(max(1, len(rows)))))
+    blocks = np.split(rolled, range(block, len(rows), block))
+    # the last block may be shorter: it comes last, so that mixtures begin at a block
+    chosen = [*rng.permutation(len(blocks) - 1), len(blocks) - 1]
+    order = np.concatenate([blocks[i] for i in chosen])
+    return np.concatenate([rng.permutation(part) for part in np.split(order, range(n_mixed, len(rows), n_mixed))])
 
 
 def stage1_context(context: FlowContext) -> FlowContext:

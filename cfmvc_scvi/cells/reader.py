@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cfmvc_scvi._constants import CFMVC_KEYS
 from cfmvc_scvi._messages import close_matches, missing_genes, shortened
+from cfmvc_scvi._rows import DiskRows, take_rows
 from cfmvc_scvi._types import FlowContext, obs_of
 from cfmvc_scvi.cells.table import CellTable
 from cfmvc_scvi.registration.checks import check_finite_column, check_unique_genes
@@ -85,13 +86,15 @@ class CellReader:
         """
         counts = self._align_genes(adata)
         if rows is not None:
-            counts = counts[rows]
+            counts = take_rows(counts, rows)
         cells = self._annotations(adata, rows)
         found = check_counts(
             counts, counts_name(self.keys.layer), allow_noncounts=self.keys.allow_noncounts, warn=False, is_new=False
         )
         if sparse.issparse(counts):
             counts = counts.tocsr()
+        elif isinstance(counts, DiskRows):
+            counts = counts.with_totals(found.rows)
         size_factor = self._size_factor(cells)
         library = found.rows if size_factor is None else size_factor
         return CellTable(
@@ -114,7 +117,7 @@ class CellReader:
         if len(missing):
             wanted = f"the {len(self.var_names)} genes the model was trained on"
             raise ValueError(missing_genes(missing, adata.var_names, wanted=wanted))
-        return matrix[:, columns]
+        return matrix.with_columns(columns) if isinstance(matrix, DiskRows) else matrix[:, columns]
 
     def _annotations(self, adata: AnnData, rows: np.ndarray | None) -> _Annotations:
         key = self.keys.spatial_key

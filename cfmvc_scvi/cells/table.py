@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from scipy import sparse
 
+from cfmvc_scvi._rows import DiskRows, take_rows
 from cfmvc_scvi._sparse import SparseRows
 from cfmvc_scvi._types import CountBatch, FlowContext
 
@@ -25,7 +26,7 @@ class CellTable:
     Attributes
     ----------
     counts
-        Raw counts, shape (n, n_genes), CSR or dense.
+        Raw counts, shape (n, n_genes), CSR, dense, or on disk, where they are read when they are used.
     obs
         The cells' columns, as the user has them.
     context
@@ -55,7 +56,7 @@ class CellTable:
         """The cells at these rows, in this order."""
         return replace(
             self,
-            counts=self.counts[rows],
+            counts=take_rows(self.counts, rows),
             obs=self.obs.iloc[rows],
             context=self.context[torch.as_tensor(rows)],
             library=self.library[rows],
@@ -70,6 +71,12 @@ class CellTable:
         """
         missing = -len(self) % ROW_UNIT
         return self.take(np.r_[np.arange(len(self)), np.zeros(missing, dtype=np.int64)]) if missing else self
+
+    def held(self, n_bytes: int) -> CellTable:
+        """The same cells with counts from disk read into memory, where they take so many bytes at most, if dense."""
+        if not isinstance(self.counts, DiskRows) or 4 * len(self) * self.counts.shape[1] > n_bytes:
+            return self
+        return replace(self, counts=self.counts[:])
 
     def dense(self, rows: slice) -> np.ndarray:
         """Counts of some rows as a dense float32 array."""

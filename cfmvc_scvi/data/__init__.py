@@ -1,4 +1,4 @@
-"""Data: simulated screens with known counterfactuals, loaders of public data sets, vectors of perturbations."""
+"""Data: simulated screens, loaders of public data sets, vectors of perturbations, counts that stay on disk."""
 
 from cfmvc_scvi.data.datasets import (
     cao2018,
@@ -10,6 +10,8 @@ from cfmvc_scvi.data.datasets import (
     wang2018_starmap,
 )
 from cfmvc_scvi.data.embeddings import coexpression_embedding, gene_loadings, onehot_embedding, smiles_fingerprints
+from cfmvc_scvi.data.importer import import_counts
+from cfmvc_scvi.data.on_disk import open_counts
 from cfmvc_scvi.data.simulate import counterfactual_mean, simulate_perturbation
 
 __all__ = [
@@ -18,9 +20,11 @@ __all__ = [
     "counterfactual_mean",
     "gasperini2019",
     "gene_loadings",
+    "import_counts",
     "kang2018",
     "moffitt2018_merfish",
     "onehot_embedding",
+    "open_counts",
     "papalexi2021",
     "simulate_perturbation",
     "smiles_fingerprints",

@@ -20,6 +20,7 @@ from cfmvc_scvi.model.persist import PersistenceMixin
 from cfmvc_scvi.model.programs import ProgramMixin
 from cfmvc_scvi.model.report import ReportMixin
 from cfmvc_scvi.model.represent import RepresentationMixin
+from cfmvc_scvi.model.resources import ResourceMixin
 from cfmvc_scvi.model.training import TrainingMixin
 from cfmvc_scvi.model.trajectory import TrajectoryMixin
 from cfmvc_scvi.prediction.generate import GenerationMixin
@@ -31,6 +32,7 @@ FLOW_SOURCES = ("control", "noise")
 
 class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools' mixins and ours: ours come first
     TrainingMixin,
+    ResourceMixin,
     RepresentationMixin,
     ReportMixin,
     PredictiveCheckMixin,

@@ -13,7 +13,7 @@ from cfmvc_scvi._types import CellSplit
 from cfmvc_scvi.calibration import Calibration
 from cfmvc_scvi.calibration.populations import Populations
 from cfmvc_scvi.cells.count_loader import CountDataModule
-from cfmvc_scvi.cells.count_source import MemoryCounts
+from cfmvc_scvi.cells.count_source import count_source
 from cfmvc_scvi.cells.latents import LatentCache
 from cfmvc_scvi.cells.pairs import LatentDataModule
 from cfmvc_scvi.cells.split import split_cells
@@ -185,7 +185,7 @@ class TrainingMixin(ModelBase):
         if not self.is_vae_trained_ and resumed is None:
             self._initialize(cells, self._conditions_of(adata), self._split.train)
         plan = VAETrainingPlan(self.module, **(plan_kwargs or {}))
-        data = CountDataModule(MemoryCounts(cells), self._split, batch_size, on_device=data_on_device, seed=self._seed)
+        data = CountDataModule(count_source(cells), self._split, batch_size, on_device=data_on_device, seed=self._seed)
         trainer_kwargs = trainer_arguments(
             trainer_kwargs, early_stopping, "elbo_validation", len(self._split.validation)
         )

@@ -39,6 +39,8 @@ from cfmvc_scvi.registration.registration import perturbed_cells
 
 #: Size of a dense result in memory above which writing it to disk is suggested.
 _LARGE_BYTES = 4 * 2**30
+#: Size of the dense counts of the cells to perturb up to which they are read from disk once, for all conditions.
+_HELD_BYTES = 2**30
 
 
 class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
@@ -204,7 +206,7 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
                 if not wanted.any():
                     raise ValueError(f"None of the {len(cells)} cells is of cell type {name!r}, which was asked for.")
             rows = np.flatnonzero(wanted)
-            table = cells.take(rows).padded()
+            table = cells.take(rows).padded().held(_HELD_BYTES)
             posterior = self._encode(table, call.batch_size)
             labels = np.array(self.cell_types)[table.context.labels.numpy()[: len(rows)]]
             twice = None if perturbed is None else perturbed[rows]

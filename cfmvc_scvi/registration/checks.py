@@ -35,6 +35,11 @@ def check_anndata(adata: AnnData) -> None:
     """
     if not isinstance(adata, AnnData):
         raise TypeError(f"`adata` is a {type(adata).__name__}; an AnnData is needed (cells x genes, with raw counts).")
+    if not isinstance(adata.obs, pd.DataFrame):
+        raise TypeError(
+            f"adata.obs is a {type(adata.obs).__name__}, which is not in memory, as `read_lazy` leaves it: open the "
+            "file with `cfmvc_scvi.data.open_counts(path)`, which leaves the counts alone on disk."
+        )
     if adata.is_view:
         raise ValueError(
             "`adata` is a view of another AnnData, and registration writes into it: call `adata = adata.copy()` first."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +12,14 @@ import numpy as np
 from scipy import sparse
 from scvi import settings
 
+from cfmvc_scvi._rows import DiskRows, row_sums
+
 #: Entries looked at together; bounds the memory of the checks.
 _BLOCK = 2**24
+#: Cells on disk that are looked at together.
+_DISK_ROWS = 4096
+#: Matrices on disk whose summary is remembered, so that they are not read again for it.
+_REMEMBERED = 4
 #: Counts beyond which float32, in which the networks compute, skips whole numbers.
 _LARGEST_COUNT = 2**24
 
@@ -37,6 +44,10 @@ class CountSummary:
     n_fractional: int
 
 
+#: Summaries of matrices on disk, the last one used at the end. Later reads are compared with their row sums.
+_KNOWN: OrderedDict[tuple, CountSummary] = OrderedDict()
+
+
 def check_counts(
     matrix: Any, where: str, *, allow_noncounts: bool = False, warn: bool = True, is_new: bool = True
 ) -> CountSummary:
@@ -45,13 +56,14 @@ def check_counts(
     Parameters
     ----------
     matrix
-        CSR, CSC or dense, shape (n_cells, n_genes).
+        CSR, CSC, dense, or rows on disk, shape (n_cells, n_genes).
     where
         Its name, for messages.
     allow_noncounts
         Let fractional values pass, with a warning (unless ``warn`` is off).
     is_new
-        Whether the data are to be registered, or read by a model that is there already.
+        Whether the data are to be registered, or read by a model that is there already. Data on disk that were read
+        before are then not read again.
 
     Raises
     ------
@@ -63,7 +75,9 @@ def check_counts(
     _check_container(matrix, where)
     if 0 in matrix.shape:
         raise ValueError(f"{where} is empty: its shape is {matrix.shape}.")
-    found = _summarise(matrix, where)
+    found = (
+        _summary_on_disk(matrix, where, afresh=is_new) if isinstance(matrix, DiskRows) else _summarise(matrix, where)
+    )
     if found.largest > _LARGEST_COUNT:
         raise ValueError(
             f"{where} has counts up to {found.largest:.0f}; single precision holds whole numbers up to "
@@ -104,10 +118,11 @@ def _check_container(matrix: Any, where: str) -> None:
         raise TypeError(f"{where} is a masked array: fill it with counts or leave the masked cells out.")
     if sparse.issparse(matrix) and matrix.format not in ("csr", "csc"):
         raise TypeError(f"{where} is a {kind}: convert it with `scipy.sparse.csr_matrix(...)`.")
-    if not (sparse.issparse(matrix) or isinstance(matrix, np.ndarray)):
+    if not (sparse.issparse(matrix) or isinstance(matrix, (np.ndarray, DiskRows))):
         raise TypeError(
-            f"{where} is a {type(matrix).__module__}.{kind}, which is not in memory: load the data first, "
-            "`adata = adata.to_memory()`."
+            f"{where} is a {type(matrix).__module__}.{kind}, which is neither in memory nor a dataset on disk that can "
+            "be read by rows: load the data first, `adata = adata.to_memory()`, or open the file with "
+            "`cfmvc_scvi.data.open_counts(path)`, which leaves the counts on disk."
         )
     if matrix.dtype.kind not in "iuf":
         raise TypeError(
@@ -118,6 +133,45 @@ def _check_container(matrix: Any, where: str) -> None:
             f"{where} is float16, which holds whole numbers up to 2048 only: store the counts as float32, e.g. "
             "`adata.X = adata.X.astype('float32')`, from where they were not yet rounded."
         )
+
+
+def find_noncount(block: sparse.csr_matrix) -> tuple[int, int, float, str] | None:
+    """An entry of a CSR block that is no count, as row, column, value and what is wrong; ``None`` without one."""
+    values = block.data
+    log = "log-transformed" if values.size and values.max() < 30 else "normalised"
+    for wrong, why in (
+        (~np.isfinite(values), "missing or infinite"),
+        (values < 0, "negative, as after scaling"),
+        (values != np.floor(values), f"no whole number: the values look {log}"),
+        (values > _LARGEST_COUNT, f"above {_LARGEST_COUNT}, beyond which single precision skips whole numbers"),
+    ):
+        if wrong.any():
+            at = int(np.argmax(wrong))
+            return int(np.searchsorted(block.indptr, at, side="right")) - 1, int(block.indices[at]), values[at], why
+    return None
+
+
+def cell_totals(matrix: Any) -> np.ndarray:
+    """Sum of the counts of every cell, shape (n_cells,), float64; of rows on disk as they were when last checked."""
+    if isinstance(matrix, DiskRows):
+        return _summary_on_disk(matrix, matrix.where, afresh=False).rows
+    return np.asarray(matrix.sum(axis=1)).ravel().astype(np.float64)
+
+
+def _summary_on_disk(matrix: DiskRows, where: str, *, afresh: bool) -> CountSummary:
+    """Summary of rows on disk; that of the whole matrix is remembered."""
+    known = None if afresh else _KNOWN.get(matrix.key)
+    if known is None:
+        known = _summarise(matrix, where)
+        if matrix.rows is not None:
+            return known
+        _KNOWN[matrix.key] = known
+    _KNOWN.move_to_end(matrix.key)
+    while len(_KNOWN) > _REMEMBERED:
+        _KNOWN.popitem(last=False)
+    if matrix.rows is None:
+        return known
+    return CountSummary(known.rows[matrix.rows], known.columns, known.largest, known.n_fractional)
 
 
 def _summarise(matrix: Any, where: str) -> CountSummary:
@@ -134,14 +188,17 @@ def _summarise(matrix: Any, where: str) -> CountSummary:
             largest = max(largest, float(values.max()))
             if values.dtype.kind == "f":
                 n_fractional += int(np.count_nonzero(values != np.floor(values)))
-        rows[block] = np.asarray(part.sum(axis=1, dtype=np.float64)).ravel()
+        rows[block] = row_sums(part)
         columns += np.asarray(part.sum(axis=0, dtype=np.float64)).ravel()
     return CountSummary(rows, columns, largest, n_fractional)
 
 
 def _blocks(matrix: Any) -> Iterator[slice]:
-    per_row = matrix.shape[1] if not sparse.issparse(matrix) else max(1, matrix.nnz // matrix.shape[0])
-    size = max(1, _BLOCK // per_row)
+    if isinstance(matrix, DiskRows):
+        size = _DISK_ROWS
+    else:
+        per_row = matrix.shape[1] if not sparse.issparse(matrix) else max(1, matrix.nnz // matrix.shape[0])
+        size = max(1, _BLOCK // per_row)
     for start in range(0, matrix.shape[0], size):
         yield slice(start, start + size)
 

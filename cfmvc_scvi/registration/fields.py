@@ -23,7 +23,17 @@ from scvi.data.fields import (
 )
 
 from cfmvc_scvi._constants import CFMVC_KEYS
+from cfmvc_scvi._rows import is_on_disk
 from cfmvc_scvi.registration.keys import SetupKeys
+
+
+class CountsField(LayerField):
+    """Counts; of those on disk, scvi-tools looks at no values: it cannot read all datasets, and they are checked."""
+
+    def validate_field(self, adata: AnnData) -> None:
+        """scvi-tools' check, without that of the values where they are on disk."""
+        self.is_count_data = not is_on_disk(self.get_field_data(adata))
+        super().validate_field(adata)
 
 
 class FirstSeenObsField(CategoricalObsField):
@@ -111,7 +121,7 @@ def make_fields(
     """
     perturbation = PerturbationMatrixField if presence_matrix else PerturbationField
     fields: list[BaseAnnDataField] = [
-        LayerField(REGISTRY_KEYS.X_KEY, keys.layer, is_count_data=True),
+        CountsField(REGISTRY_KEYS.X_KEY, keys.layer),
         FirstSeenObsField(REGISTRY_KEYS.BATCH_KEY, keys.batch_key),
         FirstSeenObsField(REGISTRY_KEYS.LABELS_KEY, keys.labels_key),
         perturbation(keys.perturbation_key, vocabulary),

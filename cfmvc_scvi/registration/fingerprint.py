@@ -9,12 +9,13 @@ import pandas as pd
 from anndata import AnnData
 
 from cfmvc_scvi._types import obs_of
+from cfmvc_scvi.registration.counts import cell_totals
 from cfmvc_scvi.registration.keys import SetupKeys, counts_matrix, perturbation_labels
 
 
 def data_fingerprint(adata: AnnData, keys: SetupKeys) -> dict[str, str]:
     """Short checksums of the names of the cells, the genes, the registered columns, and the counts' totals per cell."""
-    totals = np.asarray(counts_matrix(adata, keys.layer).sum(axis=1)).ravel().astype(np.float64)
+    totals = cell_totals(counts_matrix(adata, keys.layer))
     names = [keys.batch_key, keys.labels_key, keys.dosage_key, keys.size_factor_key, keys.sample_key]
     names += [*(keys.categorical_covariate_keys or []), *(keys.continuous_covariate_keys or [])]
     columns = [obs_of(adata)[name].astype(str) for name in dict.fromkeys(names) if name in adata.obs]

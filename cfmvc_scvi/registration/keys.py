@@ -14,6 +14,7 @@ from scvi import settings
 
 from cfmvc_scvi._constants import AUTO, CONVENTIONAL_OBS, CONVENTIONAL_OBSM
 from cfmvc_scvi._messages import close_matches
+from cfmvc_scvi._rows import DiskRows, is_on_disk
 from cfmvc_scvi._types import obs_of
 from cfmvc_scvi.registration.conventions import USUAL_NAMES, say_what_was_found, usual_column, usual_columns
 from cfmvc_scvi.registration.labels import (
@@ -141,22 +142,21 @@ def cell_dosage(adata: AnnData, dosage_key: str | None) -> np.ndarray | None:
 
 
 def counts_matrix(adata: AnnData, layer: str | None) -> Any:
-    """The counts as they are stored.
+    """The counts as they are stored; of counts on disk, what reads them by rows.
 
     Raises
     ------
     KeyError
         When the layer is not there; the message says what is.
     """
-    if layer is None:
-        return adata.X
-    if layer in adata.layers:
-        return adata.layers[layer]
-    there = [str(name) for name in adata.layers if name is not None]
-    raise KeyError(
-        f"The counts are read from adata.layers[{layer!r}], which this AnnData does not have. There is: adata.X, and "
-        f"layers {there}. Where its counts are in adata.X, call `adata.layers[{layer!r}] = adata.X.copy()` first."
-    )
+    if layer is not None and layer not in adata.layers:
+        there = [str(name) for name in adata.layers if name is not None]
+        raise KeyError(
+            f"The counts are read from adata.layers[{layer!r}], which this AnnData does not have. There is: adata.X, "
+            f"and layers {there}. Where its counts are in adata.X, call `adata.layers[{layer!r}] = adata.X.copy()` first."
+        )
+    matrix = adata.X if layer is None else adata.layers[layer]
+    return DiskRows(matrix, counts_name(layer)) if is_on_disk(matrix) else matrix
 
 
 def counts_name(layer: str | None) -> str:

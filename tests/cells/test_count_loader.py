@@ -5,16 +5,18 @@ from __future__ import annotations
 import gc
 import weakref
 
+import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import zarr
 from scipy import sparse
 
+from cfmvc_scvi._rows import DiskRows
 from cfmvc_scvi._types import CellSplit, CountBatch, FlowContext
-from cfmvc_scvi.cells import count_loader
 from cfmvc_scvi.cells.count_loader import CountDataModule, CountLoader
-from cfmvc_scvi.cells.count_source import CountSource, DeviceCounts, MemoryCounts
+from cfmvc_scvi.cells.count_source import CountSource, DeviceCounts, DiskCounts, MemoryCounts, block_order, count_source
 from cfmvc_scvi.cells.table import CellTable
 
 N, G = 23, 12
@@ -34,6 +36,13 @@ def table(matrix, continuous: bool = False) -> CellTable:
     return CellTable(matrix, pd.DataFrame(index=range(N)), context, library, has_size_factor=False)
 
 
+def on_disk(matrix) -> DiskRows:
+    """The matrix in a zarr store in memory, as one on disk is read."""
+    group = zarr.group(zarr.storage.MemoryStore())
+    ad.io.write_elem(group, "X", matrix)
+    return DiskRows(ad.io.sparse_dataset(group["X"]) if sparse.issparse(matrix) else group["X"], "adata.X")
+
+
 def unsorted_with_duplicates() -> sparse.csr_matrix:
     """The same counts, each stored as two entries, in no order."""
     x = sparse.csr_matrix(counts())
@@ -49,6 +58,9 @@ SOURCES = {
     "dense": lambda: MemoryCounts(table(counts())),
     "integers": lambda: MemoryCounts(table(sparse.csr_matrix(counts().astype(np.int64)))),
     "duplicates": lambda: MemoryCounts(table(unsorted_with_duplicates())),
+    "disk": lambda: DiskCounts(table(on_disk(sparse.csr_matrix(counts())))),
+    "disk, dense": lambda: DiskCounts(table(on_disk(counts()))),
+    "disk, duplicates": lambda: DiskCounts(table(on_disk(unsorted_with_duplicates()))),
     "device": lambda: DeviceCounts(MemoryCounts(table(sparse.csr_matrix(counts()))), torch.device("cpu")),
     "device, duplicates": lambda: DeviceCounts(MemoryCounts(table(unsorted_with_duplicates())), torch.device("cpu")),
 }
@@ -93,7 +105,7 @@ def test_the_users_matrix_is_neither_copied_nor_changed():
     assert (matrix != before).nnz == 0
 
 
-class Rows:
+class Rows(CountSource):
     """A source whose batches are the rows themselves; it remembers how many were asked for at a time."""
 
     def __init__(self) -> None:
@@ -120,7 +132,7 @@ def test_batch_sizes(drop_last, sizes):
 
 
 def test_several_batches_are_gathered_at_a_time(monkeypatch):
-    monkeypatch.setattr(count_loader, "_GATHERED", 12)
+    monkeypatch.setattr(CountSource, "n_gathered", 12)
     for batch_size, expected in ((5, [10, 10, 3]), (12, [12, 11]), (20, [20, 3])):
         batches = loader(batch_size=batch_size)
         assert [len(rows) for rows in batches] == [
@@ -226,3 +238,46 @@ def test_a_batch_moves_as_a_whole():
     assert isinstance(moved, CountBatch)
     tensors = (moved.counts.values, moved.counts.columns, moved.library, *moved.context.codes)
     assert {x.device.type for x in tensors} == {"meta"}
+
+
+@pytest.mark.parametrize("n", [1, 7, 100, 1003])
+def test_the_order_on_disk_has_every_cell_once_and_neighbours_close(n):
+    rows = np.arange(0, 3 * n, 3)
+    order = block_order(rows, np.random.default_rng(0), n_mixed=40, block=10)
+    np.testing.assert_array_equal(np.sort(order), rows)
+    for part in np.split(order, range(40, n, 40)):
+        blocks = np.sort(part) // 3
+        assert 1 + (np.diff(blocks) > 1).sum() <= 6
+    np.testing.assert_array_equal(order, block_order(rows, np.random.default_rng(0), n_mixed=40, block=10))
+    if n > 10:
+        assert (order != block_order(rows, np.random.default_rng(1), n_mixed=40, block=10)).any()
+        assert (order != rows).any()
+
+
+def test_every_cell_on_disk_may_be_in_any_batch():
+    """No cell is bound to the end of a pass, where one is left out, nor to its neighbours."""
+    rows, first = np.arange(1005), np.zeros(1005)
+    for seed in range(300):
+        first[block_order(rows, np.random.default_rng(seed), n_mixed=40, block=10)[-5:]] += 1
+    assert first.max() <= 12 and first[:500].sum() == pytest.approx(first[505:].sum(), rel=0.25)
+
+
+def test_a_pass_over_disk_gathers_what_was_mixed(monkeypatch):
+    monkeypatch.setattr(DiskCounts, "n_gathered", 8)
+    source = DiskCounts(table(on_disk(sparse.csr_matrix(counts()))))
+    passes = [
+        np.concatenate([batch.counts.dense().numpy() for batch in CountLoader(source, np.arange(N), 4, shuffle=True)])
+        for _ in range(2)
+    ]
+    np.testing.assert_array_equal(*passes)
+    expected = block_order(np.arange(N), np.random.default_rng([0, 0]), 8)
+    np.testing.assert_array_equal(passes[0], counts()[expected])
+
+
+def test_the_source_is_where_the_counts_are():
+    assert isinstance(count_source(table(on_disk(counts()))), DiskCounts)
+    assert isinstance(count_source(table(counts())), MemoryCounts)
+    disk = count_source(table(on_disk(counts())))
+    assert disk.bytes_on_device() is None
+    with pytest.raises(ValueError, match="pass `data_on_device=False`"):
+        disk.to_device(torch.device("cpu"))

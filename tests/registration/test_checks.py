@@ -93,7 +93,7 @@ def test_containers_that_are_not_in_memory():
     class Lazy:
         shape, dtype = (3, 2), np.dtype("f4")
 
-    with pytest.raises(TypeError, match=r"Lazy, which is not in memory.*to_memory\(\)"):
+    with pytest.raises(TypeError, match=r"Lazy, which is neither in memory.*to_memory\(\)"):
         check_counts(Lazy(), "adata.X")
     with pytest.raises(TypeError, match="masked array"):
         check_counts(np.ma.masked_array(np.ones((2, 2)), [[0, 1], [0, 0]]), "adata.X")
