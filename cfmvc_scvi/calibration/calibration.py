@@ -269,26 +269,27 @@ class Calibration:
         """Mean effect (n_genes,) by the estimator; ``log_share`` as :meth:`_decoded` gives it."""
         cells = self.reference(label, solver)
         members = self.vocabulary.encode_members([condition])[0]
-        seen, parts = self._was_seen(condition), condition.parts()
-        parts_seen = all(map(self._was_seen, parts))
-        summed = len(parts) > 1 and parts_seen and not seen
+        parts, seen = condition.parts(), self._times_seen(condition)
+        parts_seen = min(map(self._times_seen, parts), default=0)
+        summed = len(parts) > 1 and parts_seen > 0 and not seen
         if summed:
             latent = np.sum([cells.effect(self._decoded(part, label, solver), self.module) for part in parts], axis=0)
         else:
             latent = cells.effect(log_share, self.module)
-        shift = self._shifted(members.sum(axis=0), cells) if seen or parts_seen else None
+        n_contexts = seen or parts_seen
+        shift = self._shifted(members.sum(axis=0), cells) if n_contexts else None
         process = None if self.state.process is None else self.state.process.predict(members, label)
         estimator = self.state.estimator
-        query = EffectQuery(members, label, latent, shift, process, summed)
+        query = EffectQuery(members, label, latent, shift, process, n_contexts, summed)
         effect = latent if estimator is None else estimator.estimate(query)
         return np.maximum(effect, -self.state.profiles[label])
 
-    def _was_seen(self, condition: Condition) -> bool:
-        """Whether some training population had this perturbation vector."""
+    def _times_seen(self, condition: Condition) -> int:
+        """Training populations, one for each cell type, with this perturbation vector."""
         process, vector = self.state.process, self.vocabulary.encode([condition])[0]
         if process is None or process.members is None:
-            return False
-        return process.members.distance(vector) <= _SAME * float(np.linalg.norm(vector))
+            return 0
+        return int((process.members.distances(vector) <= _SAME * float(np.linalg.norm(vector))).sum())
 
     def _shifted(self, p: np.ndarray, cells: ReferenceCells) -> np.ndarray:
         """Effect (n_genes,) of the constant latent shift of a perturbation vector."""

@@ -21,8 +21,8 @@ from cfmvc_scvi.cells.latents import LatentCache
 from cfmvc_scvi.cells.pairs import LatentDataModule
 from cfmvc_scvi.cells.table import CellTable
 from cfmvc_scvi.flow import get_coupling
-from cfmvc_scvi.model.training import _VAE_STEPS, _epochs, flow_steps
 from cfmvc_scvi.registration.registration import CellConditions
+from cfmvc_scvi.train.arguments import VAE_STEPS, epochs_for, flow_steps
 
 #: Cells that the measurement is made on, at most.
 _MEASURED = 2048
@@ -74,8 +74,8 @@ class ResourceMixin(ModelBase):
         adata = self._require_adata("measure its cells")
         cells, found = self._reader.read(adata), self._conditions_of(adata)
         n_train = round(0.9 * len(cells)) if self.split_ is None else len(self._split.train)
-        vae_epochs = vae_max_epochs or _epochs(_VAE_STEPS, n_train, min(batch_size, n_train))
-        flow_epochs = flow_max_epochs or _epochs(flow_steps(len(self.vocabulary.names)), n_train, flow_batch_size)
+        vae_epochs = vae_max_epochs or epochs_for(VAE_STEPS, n_train, min(batch_size, n_train))
+        flow_epochs = flow_max_epochs or epochs_for(flow_steps(len(self.vocabulary.names)), n_train, flow_batch_size)
         sample = np.unique(np.linspace(0, len(cells) - 1, min(_MEASURED, len(cells))).astype(int))
         vae, encode = self._time_stage1(cells, sample, batch_size)
         flow = self._time_stage2(cells, found, sample, flow_batch_size) if self.vocabulary.names else 0.0

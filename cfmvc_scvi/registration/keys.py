@@ -153,7 +153,8 @@ def counts_matrix(adata: AnnData, layer: str | None) -> Any:
         there = [str(name) for name in adata.layers if name is not None]
         raise KeyError(
             f"The counts are read from adata.layers[{layer!r}], which this AnnData does not have. There is: adata.X, "
-            f"and layers {there}. Where its counts are in adata.X, call `adata.layers[{layer!r}] = adata.X.copy()` first."
+            f"and layers {there}. Where its counts are in adata.X, call "
+            f"`adata.layers[{layer!r}] = adata.X.copy()` first."
         )
     matrix = adata.X if layer is None else adata.layers[layer]
     return DiskRows(matrix, counts_name(layer)) if is_on_disk(matrix) else matrix

@@ -109,6 +109,11 @@ class Members:
     def distance(self, vector: np.ndarray) -> float:
         """Distance of a vector (n_features,) to the nearest of these conditions or to control, whose vector is zero."""
         vector = np.asarray(vector, dtype=np.float64)
+        return float(min(self.distances(vector).min(initial=np.inf), np.linalg.norm(vector)))
+
+    def distances(self, vector: np.ndarray) -> np.ndarray:
+        """Distance of a vector (n_features,) to each of these conditions, shape (n,)."""
+        vector = np.asarray(vector, dtype=np.float64)
         sums = self.sums()
         if isinstance(sums, np.ndarray):
             squared = ((sums - vector) ** 2).sum(axis=1)
@@ -116,7 +121,7 @@ class Members:
             row, values, there = np.repeat(np.arange(len(self)), np.diff(sums.indptr)), sums.data, vector[sums.indices]
             inside, left = (np.bincount(row, weights=w, minlength=len(self)) for w in ((values - there) ** 2, there**2))
             squared = inside + np.maximum((vector**2).sum() - left, 0.0)
-        return float(np.sqrt(min(squared.min(initial=np.inf), (vector**2).sum())))
+        return np.sqrt(squared)
 
     # ---- inner products ---------------------------------------------------------------------------------------
 

@@ -67,6 +67,15 @@ def test_the_flow_takes_the_part_of_a_shift_that_is_not_known():
     np.testing.assert_array_equal(get_estimator("average")().estimate(query(PROCESS, None)), [2.0, 0.0, 0.25])
 
 
+def test_from_many_cell_types_the_flow_counts_more_than_the_shift():
+    parts = []
+    for n in (1, 4, 8):
+        query = EffectQuery(np.eye(2), 0, LATENT, SHIFT, PROCESS, n_contexts=n)
+        found = get_estimator("average")().estimate(query)
+        parts.append((2 * found - PROCESS - LATENT) / (SHIFT - LATENT))
+    np.testing.assert_allclose(parts, np.repeat([[0.5], [0.5], [0.5 / 16]], 3, axis=1))
+
+
 def test_of_sums_the_process_counts_three_quarters():
     summed = EffectQuery(np.eye(2), 0, LATENT, SHIFT, PROCESS, summed=True)
     np.testing.assert_array_equal(get_estimator("average")().estimate(summed), [2.625, 1.125, 0.5])

@@ -34,7 +34,7 @@ def test_sums_stand_for_combinations_that_were_not_seen_together(trained):
     names = sorted({name for members, _ in seen for name in members if ((name,), (1.0,)) in seen})
     pair = next((a, b) for a in names for b in names if a < b and ((a, b), (1.0, 1.0)) not in seen)
     condition = trained.vocabulary.parse("+".join(pair))
-    assert not calibration._was_seen(condition) and all(map(calibration._was_seen, condition.parts()))
+    assert not calibration._times_seen(condition) and all(map(calibration._times_seen, condition.parts()))
     trained.calibrate("latent")
     try:
         calibration = trained.calibration_
