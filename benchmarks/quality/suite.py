@@ -409,11 +409,15 @@ def fit(task: Task, seed: int, options: argparse.Namespace) -> CFMVC:
 
 
 def calibrations(model: CFMVC) -> dict[str, Any]:
-    """The model's own calibration and that by each estimator alone, by the name in the table."""
+    """The model's own calibration and that by each estimator alone, by the name in the table.
+
+    Without the shift where there are doses: at a dose that was not trained on it is the latent path.
+    """
     found = {OURS: model.calibration_}
     for name, estimator in ESTIMATORS.items():
-        model.calibrate(estimator)
-        found[name] = model.calibration_
+        if name != LATENT_SHIFT or model.setup_keys.dosage_key is None:
+            model.calibrate(estimator)
+            found[name] = model.calibration_
     return found
 
 
@@ -428,7 +432,7 @@ def predictions(model: CFMVC, calibrated: dict[str, Any], task: Task, seed: int)
         )
         return expression(cells, task.library)
 
-    return {OURS: predicted(OURS), DRAWN: predicted(OURS, "counts")} | {name: predicted(name) for name in ESTIMATORS}
+    return {name: predicted(name) for name in calibrated} | {DRAWN: predicted(OURS, "counts")}
 
 
 def score(task: Task, predicted: dict[str, np.ndarray], pcs: metrics.PrincipalComponents, seed: int) -> pd.DataFrame:
