@@ -8,6 +8,7 @@ matched by the names of their columns (of Series by their index), arrays are tak
 from cfmvc_scvi.metrics._baselines import additive, mean_perturbed, mean_shift, no_change, ridge_embedding
 from cfmvc_scvi.metrics._ceiling import split_half
 from cfmvc_scvi.metrics._centroid import (
+    cosine_delta,
     log1p_cp10k,
     mse_delta,
     mse_mean,
@@ -16,10 +17,14 @@ from cfmvc_scvi.metrics._centroid import (
     r2_mean,
 )
 from cfmvc_scvi.metrics._de import (
+    DECounts,
     WelchResult,
+    auprc_de,
     benjamini_hochberg,
+    de_counts,
     de_overlap,
     direction_accuracy,
+    mse_weighted,
     top_de_genes,
     welch_t,
 )
@@ -34,33 +39,41 @@ from cfmvc_scvi.metrics._population import (
     zero_fraction_agreement,
 )
 from cfmvc_scvi.metrics._projection import PrincipalComponents, fit_pcs
+from cfmvc_scvi.metrics._screen import harm_rate, perturbation_discrimination
 from cfmvc_scvi.metrics._table import METRICS, Metric, overview_metrics
 from cfmvc_scvi.metrics._task import ScoringTask
 
 __all__ = [
     "METRICS",
     "Agreement",
+    "DECounts",
     "Metric",
     "PrincipalComponents",
     "ScoringTask",
     "WelchResult",
     "additive",
+    "auprc_de",
     "benjamini_hochberg",
+    "cosine_delta",
+    "de_counts",
     "de_overlap",
     "direction_accuracy",
     "energy_distance",
     "evaluate",
     "fit_pcs",
+    "harm_rate",
     "log1p_cp10k",
     "mean_perturbed",
     "mean_shift",
     "mmd_rbf",
     "mse_delta",
     "mse_mean",
+    "mse_weighted",
     "no_change",
     "overview_metrics",
     "pearson_delta",
     "pearson_delta_centroid",
+    "perturbation_discrimination",
     "r2_mean",
     "relative_mmd",
     "ridge_embedding",

@@ -182,6 +182,40 @@ def mse_delta(
     return error / float(np.mean(true_delta**2))
 
 
+@by_gene_name("pred", "truth", "control")
+def cosine_delta(pred: Matrix, truth: Matrix, control: Matrix, *, genes: GeneSelection = None) -> float:
+    """Cosine of predicted and true change of mean expression from control: the cosine of log fold changes.
+
+    As :func:`pearson_delta`, but the changes are not centred over genes, so that a change of all genes alike counts.
+    Higher is better.
+
+    Parameters
+    ----------
+    pred, truth, control
+        log1p CP10k, cells x genes or one mean per gene.
+    genes
+        Positions or mask of the genes to use.
+
+    Returns
+    -------
+    Between -1 and 1; **0.0 where no change is predicted**, NaN with a warning where there is none in truth.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> control, truth = np.zeros(2), np.array([1.0, 1.0])
+    >>> round(cosine_delta(np.array([0.0, 2.0]), truth, control), 3)
+    0.707
+    """
+    pred_mean, truth_mean, control_mean = _means(genes, pred=pred, truth=truth, control=control)
+    predicted, true = pred_mean - control_mean, truth_mean - control_mean
+    if _is_zero(true, truth_mean, control_mean):
+        return undefined("cosine_delta", "truth and control have the same means, so there is no change")
+    if _is_zero(predicted, pred_mean, control_mean):
+        return 0.0
+    return float(predicted @ true / (np.linalg.norm(predicted) * np.linalg.norm(true)))
+
+
 @by_gene_name("pred", "truth")
 def r2_mean(pred: Matrix, truth: Matrix, *, genes: GeneSelection = None) -> float:
     """Coefficient of determination of mean expression over genes (``sklearn.metrics.r2_score``).

@@ -166,6 +166,107 @@ def direction_accuracy(pred: Matrix, truth: Matrix, control: Matrix, *, alpha: f
     return sign_agreement(pred_mean, mean_profile(truth, "truth"), mean_profile(control, "control"), significant)
 
 
+@by_gene_name("pred", "truth", "control")
+def mse_weighted(pred: Matrix, truth: Matrix, control: Matrix) -> float:
+    """Squared difference of mean expression, genes weighted by how clearly they change. Lower is better.
+
+    The weight of a gene is the absolute Welch t of truth against control, divided by the sum over genes; an infinite t
+    counts as the largest finite one.
+
+    Parameters
+    ----------
+    pred
+        log1p CP10k, cells x genes or one mean per gene.
+    truth, control
+        log1p CP10k, cells x genes, of the same context.
+
+    Returns
+    -------
+    NaN with a warning where no gene differs in truth.
+    """
+    truth, control = check_array(truth, "truth"), check_array(control, "control")
+    pred_mean = mean_profile(pred, "pred")
+    check_same_genes(pred=pred_mean, truth=truth, control=control)
+    t = np.abs(_welch(truth, control).statistic)
+    if not t.any():
+        return undefined("mse_weighted", "no gene differs between truth and control")
+    finite = t[np.isfinite(t)]
+    weights = np.minimum(t, finite.max() if finite.any() else 1.0)
+    return float(weights @ (pred_mean - mean_profile(truth, "truth")) ** 2 / weights.sum())
+
+
+@by_gene_name("pred", "truth", "control")
+def auprc_de(pred: Matrix, truth: Matrix, control: Matrix, *, alpha: float = 0.05) -> float:
+    """Area under the precision-recall curve of finding the truly changed genes. Higher is better.
+
+    Truly changed are the genes that differ in truth at a false discovery rate of ``alpha`` (Welch,
+    Benjamini-Hochberg). Genes are ranked by the absolute Welch t of predicted cells against the same control cells, and
+    precision is summed over the steps of recall (average precision); genes of equal t are one step.
+
+    Parameters
+    ----------
+    pred, truth, control
+        log1p CP10k, cells x genes.
+    alpha
+        Level of the false discovery rate.
+
+    Returns
+    -------
+    Between 0 and 1; no change has the share of the changed genes. NaN with a warning where no gene is significant.
+    """
+    arrays = {"pred": pred, "truth": truth, "control": control}
+    arrays = {name: check_array(array, name) for name, array in arrays.items()}
+    check_same_genes(**arrays)
+    changed = significant_genes(arrays["truth"], arrays["control"], alpha)
+    if not changed.any():
+        return undefined("auprc_de", f"no gene is significant in truth at {alpha:g}")
+    return average_precision(np.abs(_welch(arrays["pred"], arrays["control"]).statistic), changed)
+
+
+def average_precision(values: np.ndarray, positive: np.ndarray) -> float:
+    """Sum of precision over the steps of recall, from the largest value down; equal values are one step."""
+    order = np.argsort(-values, kind="stable")
+    ordered = values[order]
+    last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
+    hits = np.cumsum(positive[order])[last]
+    return float(np.sum(np.diff(hits, prepend=0) * hits / (last + 1)) / positive.sum())
+
+
+class DECounts(NamedTuple):
+    """Genes that are called differentially expressed: ``predicted`` and ``real`` number."""
+
+    predicted: int
+    real: int
+
+
+@by_gene_name("pred", "truth", "control")
+def de_counts(pred: Matrix, truth: Matrix, control: Matrix, *, alpha: float = 0.05, seed: int = 0) -> DECounts:
+    """Count the genes called differentially expressed on predicted and on real cells.
+
+    Welch t against the same control cells, Benjamini-Hochberg adjusted p < ``alpha``. The number of calls depends on
+    the number of cells, so the larger of the two populations is first reduced to the size of the smaller one.
+
+    Parameters
+    ----------
+    pred, truth, control
+        log1p CP10k, cells x genes.
+    alpha
+        Level of the false discovery rate.
+    seed
+        Seed of the reduction.
+    """
+    arrays = {"pred": pred, "truth": truth, "control": control}
+    arrays = {name: check_array(array, name) for name, array in arrays.items()}
+    check_same_genes(**arrays)
+    rng, n = np.random.default_rng(seed), min(arrays["pred"].shape[0], arrays["truth"].shape[0])
+    counts = []
+    for name in ("pred", "truth"):
+        x = arrays[name]
+        few = x if x.shape[0] == n else x[np.sort(rng.choice(x.shape[0], n, replace=False))]
+        counts.append(int(significant_genes(few, arrays["control"], alpha).sum()))
+    return DECounts(*counts)
+
+
 def significant_genes(truth: Matrix, control: Matrix, alpha: float) -> np.ndarray:
     """Return the mask of genes that differ in truth from control at a false discovery rate of ``alpha``."""
     return benjamini_hochberg(_welch(truth, control).pvalue) < alpha

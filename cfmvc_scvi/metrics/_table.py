@@ -8,8 +8,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from cfmvc_scvi.metrics._centroid import mse_mean, pearson_delta, pearson_delta_centroid, r2_mean
-from cfmvc_scvi.metrics._de import de_overlap, sign_agreement
+from cfmvc_scvi.metrics._centroid import cosine_delta, mse_mean, pearson_delta, pearson_delta_centroid, r2_mean
+from cfmvc_scvi.metrics._de import auprc_de, de_counts, de_overlap, mse_weighted, sign_agreement
 from cfmvc_scvi.metrics._population import energy_distance, relative_mmd, variance_ratio
 from cfmvc_scvi.metrics._task import ScoringTask
 
@@ -71,6 +71,12 @@ def _direction(pred: np.ndarray, truth: np.ndarray, task: ScoringTask) -> float:
     return sign_agreement(pred_mean, truth.mean(axis=0), task.control.mean(axis=0), task.significant)
 
 
+def _count_ratio(pred: np.ndarray, truth: np.ndarray, task: ScoringTask) -> float:
+    """Predicted over real number of :func:`de_counts`; one is added to both, so that there always is a ratio."""
+    counts = de_counts(pred, truth, task.control, seed=task.seed)
+    return (counts.predicted + 1) / (counts.real + 1)
+
+
 #: Name of the column -> metric, in the order of the columns. ``_top`` is on the top differentially expressed genes,
 #: ``_pcs`` on principal components. Add a metric of your own with ``METRICS["name"] = Metric(...)``.
 METRICS: dict[str, Metric] = {
@@ -92,6 +98,11 @@ METRICS: dict[str, Metric] = {
         title="correlation of the changes from the mean perturbed training cell",
         needs=frozenset({"training"}),
     ),
+    "cosine_delta": Metric(
+        function=lambda pred, truth, task: cosine_delta(pred, truth, task.control),
+        better="higher",
+        title="cosine of the log fold changes",
+    ),
     "mse_mean": Metric(
         function=lambda pred, truth, task: mse_mean(pred, truth),
         better="lower",
@@ -102,6 +113,11 @@ METRICS: dict[str, Metric] = {
         function=lambda pred, truth, task: mse_mean(pred, truth, genes=task.top),
         better="lower",
         title="squared error of the means of the top DE genes",
+    ),
+    "mse_weighted": Metric(
+        function=lambda pred, truth, task: mse_weighted(pred, truth, task.control),
+        better="lower",
+        title="squared error of the means, genes weighted by their real |t|",
     ),
     "r2_mean": Metric(
         function=lambda pred, truth, task: r2_mean(pred, truth),
@@ -138,6 +154,18 @@ METRICS: dict[str, Metric] = {
         function=lambda pred, truth, task: de_overlap(pred, truth, task.control, n=task.top_n),
         better="higher",
         title="share of the real top DE genes that are among the predicted ones",
+        needs=frozenset({"cells"}),
+    ),
+    "auprc_de": Metric(
+        function=lambda pred, truth, task: auprc_de(pred, truth, task.control),
+        better="higher",
+        title="area under the precision-recall curve of the significant genes",
+        needs=frozenset({"cells"}),
+    ),
+    "de_count_ratio": Metric(
+        function=_count_ratio,
+        better="one",
+        title="number of genes called DE on predicted over that on real cells",
         needs=frozenset({"cells"}),
     ),
     "direction_accuracy": Metric(

@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from scipy import stats
+from scipy.spatial.distance import cosine
 from sklearn.metrics import mean_squared_error, r2_score
 
 from cfmvc_scvi.metrics import (
+    cosine_delta,
     log1p_cp10k,
     mse_delta,
     mse_mean,
@@ -16,6 +18,7 @@ from cfmvc_scvi.metrics import (
 )
 
 METRICS = [
+    cosine_delta,
     pearson_delta,
     pearson_delta_centroid,
     lambda p, t, c, **k: mse_mean(p, t, **k),
@@ -198,3 +201,16 @@ def test_anndata_is_pointed_at_its_matrix(populations):
 
     with pytest.raises(TypeError, match=r"pred\.X"):
         mse_mean(ad.AnnData(populations[0]), populations[1])
+
+
+def test_cosine_of_changes_is_not_centred():
+    rng = np.random.default_rng(0)
+    pred, truth, control = rng.normal(3, 1, (3, 40, 12))
+    predicted, true = pred.mean(axis=0) - control.mean(axis=0), truth.mean(axis=0) - control.mean(axis=0)
+    assert cosine_delta(pred, truth, control) == pytest.approx(1 - cosine(predicted, true))
+    genes = [1, 4, 6]
+    assert cosine_delta(pred, truth, control, genes=genes) == pytest.approx(1 - cosine(predicted[genes], true[genes]))
+    assert cosine_delta(control + 2, control + 5, control) == pytest.approx(1)
+    assert cosine_delta(control, truth, control) == 0
+    with pytest.warns(RuntimeWarning, match="undefined"):
+        assert np.isnan(cosine_delta(pred, control, control))

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 from scipy import stats
+from sklearn.metrics import average_precision_score
 from statsmodels.stats.multitest import multipletests
 
+from cfmvc_scvi import metrics
 from cfmvc_scvi.metrics import (
     benjamini_hochberg,
     de_overlap,
@@ -139,3 +141,64 @@ def test_direction_undefined_and_hostile(populations):
         direction_accuracy(truth, truth[:1], control)
     with pytest.raises(ValueError, match="number of genes"):
         welch_t(truth, control[:, :5])
+
+
+def draw(n_changed=6, n_genes=30, seed=0):
+    rng = np.random.default_rng(seed)
+    effect = np.where(np.arange(n_genes) < n_changed, 2.0, 0.0)
+    return rng.uniform(2, 4, (50, n_genes)) + effect, rng.uniform(2, 4, (60, n_genes)), effect
+
+
+def test_weighted_error_is_that_weighted_by_t():
+    truth, control, effect = draw()
+    pred = control + 0.5 * effect
+    weights = np.abs(stats.ttest_ind(truth, control, equal_var=False).statistic)
+    expected = np.average((pred.mean(axis=0) - truth.mean(axis=0)) ** 2, weights=weights)
+    assert metrics.mse_weighted(pred, truth, control) == pytest.approx(expected)
+    assert metrics.mse_weighted(pred.mean(axis=0), truth, control) == pytest.approx(expected)
+    assert metrics.mse_weighted(truth, truth, control) == 0
+    with pytest.warns(RuntimeWarning, match="undefined"):
+        assert np.isnan(metrics.mse_weighted(pred, control, control))
+
+
+def test_a_gene_of_infinite_t_weighs_as_much_as_the_next():
+    control, truth = np.zeros((3, 2)), np.array([[1.0, 1.0], [1.0, 2.0], [1.0, 3.0]])
+    pred = np.array([0.0, 2.0])
+    assert metrics.mse_weighted(pred, truth, control) == pytest.approx(0.5)
+
+
+def test_precision_recall_of_the_changed_genes():
+    truth, control, effect = draw()
+    pred = control + 0.6 * np.random.default_rng(1).normal(size=effect.size) + 0.4 * effect
+    changed = metrics.benjamini_hochberg(stats.ttest_ind(truth, control, equal_var=False).pvalue) < 0.05
+    t = np.abs(stats.ttest_ind(pred, control, equal_var=False).statistic)
+    expected = average_precision_score(changed, t)
+    assert 0 < expected < 1
+    assert metrics.auprc_de(pred, truth, control) == pytest.approx(expected)
+    assert metrics.auprc_de(truth, truth, control) == 1
+    assert metrics.auprc_de(control, truth, control) == pytest.approx(changed.mean())
+    with pytest.warns(RuntimeWarning, match="no gene is significant"):
+        assert np.isnan(metrics.auprc_de(pred, control, control))
+
+
+def test_calls_are_counted_on_as_many_predicted_as_real_cells():
+    truth, control, effect = draw()
+    counts = metrics.de_counts(control + effect, truth, control)
+    few = control + effect
+    few = few[np.sort(np.random.default_rng(0).choice(60, 50, replace=False))]
+    expected = [
+        (metrics.benjamini_hochberg(stats.ttest_ind(x, control, equal_var=False).pvalue) < 0.05).sum()
+        for x in (few, truth)
+    ]
+    assert counts == tuple(expected)
+    assert metrics.de_counts(control, truth, control).predicted == 0
+    assert len(set(metrics.de_counts(truth, truth, control))) == 1
+
+
+def test_the_table_has_the_ratio_of_the_calls():
+    truth, control, effect = draw()
+    pred = control + effect
+    table = metrics.evaluate(pred, truth, control, metrics=["de_count_ratio", "auprc_de"])["raw"]
+    counts = metrics.de_counts(pred, truth, control)
+    assert table.loc["prediction", "de_count_ratio"] == (counts.predicted + 1) / (counts.real + 1)
+    assert table.loc["no change", "de_count_ratio"] == 1 / (counts.real + 1)

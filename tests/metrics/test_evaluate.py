@@ -39,18 +39,23 @@ def test_raw_values_are_those_of_the_functions(task):
     big = {k: task["training"][k] for k in ("B", "NK")}
     pcs = metrics.fit_pcs([control] + [x for pair in task["training"].values() for x in pair], 4).transform
     populations = [pcs(control)] + [pcs(x) for pair in big.values() for x in pair]
+    counts = metrics.de_counts(pred, truth, control)
     expected = {
         "pearson_delta": metrics.pearson_delta(pred, truth, control),
         "pearson_delta_top": metrics.pearson_delta(pred, truth, control, genes=top),
         "pearson_delta_centroid": metrics.pearson_delta_centroid(pred, truth, metrics.mean_perturbed(big)),
+        "cosine_delta": metrics.cosine_delta(pred, truth, control),
         "mse_mean": metrics.mse_mean(pred, truth),
         "mse_mean_top": metrics.mse_mean(pred, truth, genes=top),
+        "mse_weighted": metrics.mse_weighted(pred, truth, control),
         "r2_mean": metrics.r2_mean(pred, truth),
         "energy_distance": metrics.energy_distance(pred, truth),
         "energy_distance_top": metrics.energy_distance(pred, truth, genes=top),
         "energy_distance_pcs": metrics.energy_distance(pcs(pred), pcs(truth)),
         "relative_mmd": metrics.relative_mmd(pcs(pred), pcs(truth), populations),
         "de_overlap": metrics.de_overlap(pred, truth, control, n=8),
+        "auprc_de": metrics.auprc_de(pred, truth, control),
+        "de_count_ratio": (counts.predicted + 1) / (counts.real + 1),
         "direction_accuracy": metrics.direction_accuracy(pred, truth, control),
         "variance_ratio_top": metrics.variance_ratio(pred, truth, genes=top),
     }
@@ -114,6 +119,8 @@ def test_mean_vector_has_no_population_metrics(task):
     cells, mean = (evaluate(x, **task)["raw"].loc["prediction"] for x in (pred, pred.mean(0)))
     populations = {c for c in mean.index if "distance" in c} | {
         "relative_mmd",
+        "auprc_de",
+        "de_count_ratio",
         "de_overlap",
         "variance_ratio_top",
     }

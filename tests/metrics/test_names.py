@@ -35,6 +35,11 @@ CASES = {
     "additive": (CONTROL, [TRUTH, PRED]),
     "relative_mmd": (PRED, TRUTH, {"B": CONTROL, "NK": TRUTH + 1}),
     "evaluate": (PRED, TRUTH, CONTROL),
+    "cosine_delta": (PRED, TRUTH, CONTROL),
+    "mse_weighted": (PRED, TRUTH, CONTROL),
+    "auprc_de": (PRED, TRUTH, CONTROL),
+    "de_counts": (PRED, TRUTH, CONTROL),
+    "perturbation_discrimination": ({"A": PRED}, {"A": TRUTH, "B": CONTROL}),
 }
 
 
@@ -79,13 +84,14 @@ def test_every_metric_of_genes_is_among_the_cases():
     others = {
         "METRICS",
         "Agreement",
+        "DECounts",
         "Metric",
         "PrincipalComponents",
         "ScoringTask",
         "WelchResult",
         "benjamini_hochberg",
     }
-    others |= {"fit_pcs", "log1p_cp10k", "no_change", "overview_metrics", "ridge_embedding", "split_half"}
+    others |= {"fit_pcs", "harm_rate", "log1p_cp10k", "no_change", "overview_metrics", "ridge_embedding", "split_half"}
     assert set(metrics.__all__) - others == set(CASES)
 
 
