@@ -111,6 +111,7 @@ def train(way: str, path: Path, epochs: int) -> None:
     if way == "memory":
         group = zarr.open_group(path, mode="r")
         adata = ad.AnnData(*(ad.io.read_elem(group[name]) for name in ("X", "obs", "var")))
+        adata.X.indptr = adata.X.indptr.astype(adata.X.indices.dtype)  # of two types, every slice converts them
     else:
         adata = open_counts(path)
     lap("setup", lambda: CFMVC.setup_anndata(adata))
