@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -117,16 +118,18 @@ class EvaluationMixin(PredictionMixin, EffectMixin):
         skipped: list[str] = []
         conditions = []
         for held in self._held_out(real, skipped):
-            held.table = metrics.evaluate(
-                {MODEL: held.predicted},
-                held.real,
-                held.control,
-                training=held.training or None,
-                gene_names=self._var_names,
-                top_n=n_de,
-                min_cells=MIN_CELLS,
-                seed=seed,
-            )
+            with warnings.catch_warnings():  # what is undefined is shown as such
+                warnings.filterwarnings("ignore", message=".*is undefined.*", category=RuntimeWarning)
+                held.table = metrics.evaluate(
+                    {MODEL: held.predicted},
+                    held.real,
+                    held.control,
+                    training=held.training or None,
+                    gene_names=self._var_names,
+                    top_n=n_de,
+                    min_cells=MIN_CELLS,
+                    seed=seed,
+                )
             held.coverage = self._held_out_coverage(held)
             conditions.append(held)
         if not conditions:
