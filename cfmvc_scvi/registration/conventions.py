@@ -33,7 +33,7 @@ _DELIMITERS = ("+", "|", "&", ";", ",", "_")
 #: What guides that cut nothing, or nothing that matters, are called, with or without a number behind it.
 _CONTROL_GUIDE = re.compile(
     r"(sg|guide)?[-_ .]*(non[-_ .]*target(ing)?|safe[-_ .]*(target(ing)?|harbou?r)|nt|ntc"
-    r"|neg(ative)?[-_ .]*(ctrl|control)"
+    r"|(neg|negative)[-_ .]*(ctrl|control)"
     r"|ctrl|control|scrambled?|olfactory|aavs1|lacz|luciferase)([-_ .]*(guide|sg|control|ctrl))?[-_ .]*\d*",
     re.IGNORECASE,
 )
