@@ -6,6 +6,7 @@ in an ``.h5ad`` or zarr store, so what reads cells block by block need not know 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -169,7 +170,7 @@ def take_rows(matrix: Any, rows: np.ndarray) -> Any:
 # ---- what is on disk ----------------------------------------------------------------------------------------------
 
 
-class _Stored:
+class _Stored(ABC):
     """A dataset: shape, type, the rows that are read at a time, and pieces of consecutive rows."""
 
     shape: tuple[int, int]
@@ -184,9 +185,9 @@ class _Stored:
         if isinstance(self._file, h5py.File):
             self._file.close()
 
+    @abstractmethod
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
         """Rows from ``start`` to ``stop``."""
-        raise NotImplementedError
 
 
 class _Dense(_Stored):

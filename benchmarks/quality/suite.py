@@ -34,6 +34,7 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pandas as pd
+import protocol
 import scvi
 import torch
 from conditions import PATHWAYS
@@ -44,14 +45,16 @@ from screens import simulated
 
 from cfmvc_scvi import CFMVC, metrics
 
-#: Column of the results -> title in the printed tables.
-COLUMNS = {
-    "pearson_delta": "Pearson-Δ all",
-    "pearson_delta_top": "Pearson-Δ D100",
-    "mse_mean": "MSE all",
-    "mse_mean_top": "MSE D100",
-    "energy_distance_top": "E D100",
-    "energy_distance_pcs": "E 50 PCs",
+#: Columns of the results that ranks are made of, and column -> title in the printed tables.
+JUDGED = [
+    "pearson_delta",
+    "pearson_delta_top",
+    "mse_mean",
+    "mse_mean_top",
+    "energy_distance_top",
+    "energy_distance_pcs",
+]
+COLUMNS = {name: protocol.COLUMNS[name] for name in JUDGED} | {
     "cosine_delta": "cosine",
     "mse_weighted": "MSE |t|",
     "direction_accuracy": "direction",
@@ -59,7 +62,6 @@ COLUMNS = {
     "de_count_ratio": "DE called",
 }
 SCREEN = {"pds_l1": "PDS L1", "pds_cosine": "PDS cosine"}
-JUDGED = list(COLUMNS)[:6]
 OURS, DRAWN, CEILING, NO_CHANGE = "CFMVC", "CFMVC, drawn counts", "split-half ceiling", "no change"
 LATENT_SHIFT = "latent shift, decoded"
 ESTIMATORS = {"CFMVC, process": "process", "CFMVC, latent path": "latent", LATENT_SHIFT: "shift"}

@@ -269,14 +269,13 @@ class Calibration:
         """Mean effect (n_genes,) by the estimator; ``log_share`` as :meth:`_decoded` gives it."""
         cells = self.reference(label, solver)
         members = self.vocabulary.encode_members([condition])[0]
-        parts, seen = condition.parts(), self._times_seen(condition)
-        parts_seen = min(map(self._times_seen, parts), default=0)
-        summed = len(parts) > 1 and parts_seen > 0 and not seen
-        if summed:
-            latent = np.sum([cells.effect(self._decoded(part, label, solver), self.module) for part in parts], axis=0)
-        else:
-            latent = cells.effect(log_share, self.module)
-        n_contexts = seen or parts_seen
+        parts, n_contexts = condition.parts(), self._times_seen(condition)
+        summed = False
+        if not n_contexts and len(parts) > 1:
+            n_contexts = min(map(self._times_seen, parts))
+            summed = n_contexts > 0
+        shares = [self._decoded(part, label, solver) for part in parts] if summed else [log_share]
+        latent = np.sum([cells.effect(share, self.module) for share in shares], axis=0)
         shift = self._shifted(members.sum(axis=0), cells) if n_contexts else None
         process = None if self.state.process is None else self.state.process.predict(members, label)
         estimator = self.state.estimator

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
+from sklearn.metrics import average_precision_score
 
 from cfmvc_scvi.metrics._arrays import (
     Matrix,
@@ -125,9 +126,7 @@ def de_overlap(pred: Matrix, truth: Matrix, control: Matrix, *, n: int = 100) ->
     """
     if n < 1:
         raise ValueError(f"`n` is {n}; ask for at least 1 gene.")
-    arrays = {"pred": pred, "truth": truth, "control": control}
-    arrays = {name: check_array(array, name) for name, array in arrays.items()}
-    check_same_genes(**arrays)
+    arrays = _cells(pred, truth, control)
     predicted, true = (_changed(arrays[name], arrays["control"], n) for name in ("pred", "truth"))
     if true.size == 0:
         return undefined("de_overlap", "no gene differs between truth and control")
@@ -214,22 +213,12 @@ def auprc_de(pred: Matrix, truth: Matrix, control: Matrix, *, alpha: float = 0.0
     -------
     Between 0 and 1; no change has the share of the changed genes. NaN with a warning where no gene is significant.
     """
-    arrays = {"pred": pred, "truth": truth, "control": control}
-    arrays = {name: check_array(array, name) for name, array in arrays.items()}
-    check_same_genes(**arrays)
+    arrays = _cells(pred, truth, control)
     changed = significant_genes(arrays["truth"], arrays["control"], alpha)
     if not changed.any():
         return undefined("auprc_de", f"no gene is significant in truth at {alpha:g}")
-    return average_precision(np.abs(_welch(arrays["pred"], arrays["control"]).statistic), changed)
-
-
-def average_precision(values: np.ndarray, positive: np.ndarray) -> float:
-    """Sum of precision over the steps of recall, from the largest value down; equal values are one step."""
-    order = np.argsort(-values, kind="stable")
-    ordered = values[order]
-    last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
-    hits = np.cumsum(positive[order])[last]
-    return float(np.sum(np.diff(hits, prepend=0) * hits / (last + 1)) / positive.sum())
+    t = np.abs(_welch(arrays["pred"], arrays["control"]).statistic)
+    return float(average_precision_score(changed, stats.rankdata(t, method="dense")))  # which takes no infinite t
 
 
 class DECounts(NamedTuple):
@@ -255,9 +244,7 @@ def de_counts(pred: Matrix, truth: Matrix, control: Matrix, *, alpha: float = 0.
     seed
         Seed of the reduction.
     """
-    arrays = {"pred": pred, "truth": truth, "control": control}
-    arrays = {name: check_array(array, name) for name, array in arrays.items()}
-    check_same_genes(**arrays)
+    arrays = _cells(pred, truth, control)
     rng, n = np.random.default_rng(seed), min(arrays["pred"].shape[0], arrays["truth"].shape[0])
     counts = []
     for name in ("pred", "truth"):
@@ -265,6 +252,14 @@ def de_counts(pred: Matrix, truth: Matrix, control: Matrix, *, alpha: float = 0.
         few = x if x.shape[0] == n else x[np.sort(rng.choice(x.shape[0], n, replace=False))]
         counts.append(int(significant_genes(few, arrays["control"], alpha).sum()))
     return DECounts(*counts)
+
+
+def _cells(pred: Matrix, truth: Matrix, control: Matrix) -> dict[str, np.ndarray]:
+    """The three populations by their names, checked, with the same genes."""
+    arrays = {"pred": pred, "truth": truth, "control": control}
+    arrays = {name: check_array(array, name) for name, array in arrays.items()}
+    check_same_genes(**arrays)
+    return arrays
 
 
 def significant_genes(truth: Matrix, control: Matrix, alpha: float) -> np.ndarray:

@@ -11,9 +11,12 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
-from cfmvc_scvi._base import ModelBase
+from cfmvc_scvi._base import ModelBase, as_rows, single_precision
+from cfmvc_scvi._types import obs_of
 from cfmvc_scvi.cells.latents import CellPosterior
 from cfmvc_scvi.cells.table import CellTable
+from cfmvc_scvi.registration.keys import perturbation_labels
+from cfmvc_scvi.registration.spelling import texts_of
 
 #: Genes below this mean count are left out of the ratios of a population: a handful of counts decides them.
 _MIN_MEAN = 0.05
@@ -44,6 +47,7 @@ class PredictiveCheckMixin(ModelBase):
     Relies on :class:`~cfmvc_scvi._base.ModelBase` alone: cells, their encoding and the vocabulary.
     """
 
+    @single_precision
     @torch.inference_mode()
     def posterior_predictive_check(
         self,
@@ -67,7 +71,7 @@ class PredictiveCheckMixin(ModelBase):
         adata
             Cells with the model's genes, in any order; ``None`` takes the registered ones.
         indices
-            Rows of ``adata``, or a mask.
+            Rows of ``adata``, a mask, or names of cells.
         groupby
             Column of ``adata.obs`` that says which population a cell belongs to; ``None`` takes the perturbations.
         seed
@@ -93,7 +97,8 @@ class PredictiveCheckMixin(ModelBase):
         cells = self._cells(data, indices)
         if not len(cells):
             raise ValueError("No cells to check: `indices` is empty. Give rows of the data, or leave it out for all.")
-        group = self._group_of(cells, data, groupby)
+        group = self._group_of(data, groupby)
+        group = group if indices is None else group[as_rows(indices, data.n_obs, data.obs_names)]
         names, code = np.unique(group, return_inverse=True)
         n_genes = len(self._var_names)
         seen, drawn = (_Sums(len(names), n_genes) for _ in range(2))
@@ -106,13 +111,13 @@ class PredictiveCheckMixin(ModelBase):
             drawn.add(self.module.likelihood.draw(mean, rng), code[rows])
         return PredictiveCheck(_by_gene(seen, drawn, self._var_names), _by_population(seen, drawn, names))
 
-    def _group_of(self, cells: CellTable, data: AnnData, groupby: str | None) -> np.ndarray:
+    def _group_of(self, data: AnnData, groupby: str | None) -> np.ndarray:
         """Name of every cell's population."""
         if groupby is None:
-            groupby = self.setup_keys.perturbation_key
-        if groupby not in cells.obs:
+            return perturbation_labels(data, self.setup_keys).astype(str)
+        if groupby not in data.obs:
             raise KeyError(f"`groupby` is {groupby!r}; `adata.obs` has {sorted(map(str, data.obs.columns))}.")
-        return cells.obs[groupby].astype(str).to_numpy()
+        return texts_of(obs_of(data)[groupby]).astype(str)
 
     def _drawn_means(
         self, cells: CellTable, rows: slice, posterior: CellPosterior, rng: np.random.Generator
@@ -132,7 +137,7 @@ class PredictiveCheckMixin(ModelBase):
 
 
 class _Sums:
-    """Cells, and sums over them of counts, of their squares, of zeros, and of libraries, per population."""
+    """Cells, and sums over them of counts, of their squares and of zeros, per population."""
 
     def __init__(self, n_groups: int, n_genes: int) -> None:
         self.n = np.zeros(n_groups)

@@ -72,7 +72,7 @@ class ResourceMixin(ModelBase):
             When the model was loaded without data.
         """
         adata = self._require_adata("measure its cells")
-        cells, found = self._reader.read(adata), self._conditions_of(adata)
+        cells, found = self._read(adata), self._conditions_of(adata)
         n_train = round(0.9 * len(cells)) if self.split_ is None else len(self._split.train)
         vae_epochs = vae_max_epochs or epochs_for(VAE_STEPS, n_train, min(batch_size, n_train))
         flow_epochs = flow_max_epochs or epochs_for(flow_steps(len(self.vocabulary.names)), n_train, flow_batch_size)

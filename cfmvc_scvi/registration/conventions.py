@@ -82,10 +82,14 @@ def warn_of_other_controls(levels: Sequence[str], taken: Sequence[str]) -> None:
 
 
 def warn_of_combinations(levels: Sequence[str], controls: Sequence[str]) -> None:
-    """Warn of levels that are other levels joined by a delimiter, and would be perturbations of their own."""
-    known, names = set(levels), [level for level in levels if level not in controls]
+    """Warn of levels that are others joined by a delimiter, and would be perturbations of their own.
+
+    A control among the parts says that a perturbation was alone, as in ``A+ctrl``.
+    """
     for delimiter in _DELIMITERS:
-        joined = [name for name in names if delimiter in name and known.issuperset(name.split(delimiter))]
+        parts = {level: [part for part in level.split(delimiter) if part not in controls] for level in levels}
+        alone = {members[0] for members in parts.values() if len(members) == 1}
+        joined = [level for level, members in parts.items() if len(members) > 1 and alone.issuperset(members)]
         if joined:
             warnings.warn(
                 f"{shortened(joined, 5)} are other perturbations joined by {delimiter!r}, and are taken for "

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from cfmvc_scvi._rows import row_sums
 from cfmvc_scvi._types import obs_of
 from cfmvc_scvi.registration.keys import SetupKeys, counts_name
 from cfmvc_scvi.registration.spelling import text_of, texts_of
@@ -37,7 +38,7 @@ def may_be_fractional(adata: AnnData, keys: SetupKeys) -> bool:
 
 def check_expected(counts: Any, keys: SetupKeys) -> None:
     """Raise where expected counts of a prediction were normalised since: every cell has the same sum."""
-    rows = np.asarray(counts.sum(axis=1), dtype=float).ravel()
+    rows = row_sums(counts)
     if len(rows) > 2 and np.ptp(rows) < 1e-3 * rows.mean():
         raise ValueError(
             f"{counts_name(keys.layer)} of this prediction was normalised (every cell sums to {rows.mean():.6g}); the "

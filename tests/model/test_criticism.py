@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -39,6 +40,17 @@ def test_the_seed_decides_the_draws_and_rows_and_groups_can_be_chosen(trained):
     check = trained.posterior_predictive_check(indices=rows, groupby="batch")
     assert set(check.populations.index) == set(trained.adata.obs["batch"].astype(str))
     assert check.populations["n_cells"].sum() == len(rows)
+
+
+@pytest.mark.slow
+def test_perturbations_of_a_presence_matrix_are_the_populations(simulate, build, quiet):
+    adata = simulate(n_cells=120, n_pairs=0)
+    labels = adata.obs.pop("perturbation").astype(str)
+    adata.obsm["guides"] = pd.DataFrame({name: labels == name for name in ("P1", "P2", "P3")}, adata.obs_names)
+    model = build(adata, {"perturbation_key": "guides"})
+    model.train_vae(1, **quiet)
+    found = model.posterior_predictive_check().populations["n_cells"]
+    assert found.to_dict() == labels.value_counts().to_dict()
 
 
 def test_what_is_missing_is_named(trained):

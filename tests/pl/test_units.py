@@ -87,8 +87,10 @@ def test_several_conditions_are_refused(made, plot, which, column):
 def test_spellings_of_a_combination_are_one_condition(made):
     predicted, real, control = made
     predicted.uns["cfmvc"]["combination_delimiter"] = "+"
+    expected = PLOTS["delta"](predicted, real, control).collections[0].get_offsets().copy()
     real.obs["drug"] = ["A+B", "B + A"] * 20
-    PLOTS["delta"](predicted, real, control)
+    found = PLOTS["delta"](predicted, real, control).collections[0].get_offsets()
+    np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize("plot", PLOTS)
@@ -125,8 +127,12 @@ def test_labels_may_hold_anything(tmp_path):
 def test_genes_may_hold_dollar_signs(made):
     for cells in made:
         cells.var_names = [r"$\foo$", *cells.var_names[1:]]
+    texts = set()
     for plot in PLOTS.values():
-        plot(*made).figure.draw_without_rendering()
+        figure = plot(*made).figure
+        figure.draw_without_rendering()
+        texts |= {text._preprocess_math(text.get_text())[0] for text in figure.findobj(mpl.text.Text)}
+    assert r"$\foo$" in texts  # and no formula
 
 
 @pytest.mark.parametrize("name", [None, "P1"])

@@ -122,7 +122,8 @@ def test_cells_of_which_nothing_is_known_are_not_named(trained, change):
         asked = "control"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        trained.predict_perturbation(cells, asked)
+        predicted = trained.predict_perturbation(cells, asked)
+    assert predicted.n_obs == cells.n_obs and "new combination" not in set(predicted.obs["support"])
 
 
 @pytest.fixture(scope="module")

@@ -79,6 +79,13 @@ def test_combinations_without_a_delimiter_are_told_of(simulated, recwarn):
     assert not [w for w in recwarn if "combination_delimiter" in str(w.message)]
 
 
+def test_singles_written_with_the_control_are_understood(simulated):
+    names = simulated.obs["perturbation"].astype(str)
+    simulated.obs["perturbation"] = [x if "+" in x or x == "control" else f"{x}+control" for x in names]
+    with pytest.warns(UserWarning, match=r"P1\+P\d.*combination_delimiter='\+'"):
+        CFMVC.setup_anndata(simulated)
+
+
 def test_registered_columns_are_not_said_to_be_left_out(simulated, caplog):
     simulated.obs["donor"] = simulated.obs.pop("cell_type")
     with caplog.at_level("INFO", logger="scvi.cfmvc"):
