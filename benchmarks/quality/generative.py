@@ -221,7 +221,8 @@ def batch(options: Options) -> pd.DataFrame:
                 "z_int": model.get_latent_representation(),
                 "z_tech": model.get_latent_representation(latent="technical"),
             }
-            variance = {"z_int": median_ratio(replicate(model, adata, seed), dense(adata.X))}
+            drawn = model.posterior_predictive_check(seed=seed).genes.query("mean >= 0.05")
+            variance = {"z_int": float((drawn["variance_drawn"] / drawn["variance"]).median())}
             reference = None
             if options.scvi:
                 scvi.settings.seed = seed

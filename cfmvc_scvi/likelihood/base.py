@@ -45,6 +45,24 @@ class Likelihood(nn.Module, ABC):
             Library sizes, and codes of strata of cells with like means, shape (n,).
         """
 
+    def leave_to_latent(self, explained: np.ndarray) -> None:
+        """Take off the spread what the latent explains; the default leaves it as it was learned.
+
+        Parameters
+        ----------
+        explained
+            Part of the overdispersion around the means of populations that the latent explains in cells outside
+            training, shape (n_genes,).
+        """
+
+    def back_to_training(self) -> None:
+        """Parameters as training left them, before :meth:`leave_to_latent`."""
+
+    @property
+    def overdispersion(self) -> np.ndarray | None:
+        """(variance - mean) / mean² of counts around the means of populations, (n_genes,); ``None`` if not known."""
+        return None
+
     # ---- training, in torch -----------------------------------------------------------------------------------
 
     @abstractmethod
@@ -56,6 +74,10 @@ class Likelihood(nn.Module, ABC):
     @abstractmethod
     def distribution(self, mean: Tensor, share: Tensor) -> Distribution:
         """The distribution as scvi-tools' own methods read it; ``share`` is the mean over the library size."""
+
+    def distribution_of_cells(self, mean: Tensor, share: Tensor) -> Distribution:
+        """The same beside the decoded means of cells one by one, which hold more than the latent explains of others."""
+        return self.distribution(mean, share)
 
     def reconstruction_loss(self, features: Tensor, output: nn.Linear, batch: CountBatch, *, panel: bool) -> Tensor:
         """Mean negative log-likelihood of cells, a scalar.

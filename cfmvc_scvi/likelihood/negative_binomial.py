@@ -25,12 +25,24 @@ class NegativeBinomial(Likelihood):
     Attributes
     ----------
     log_theta
-        Log of theta, shape (n_genes,); it is read within [-12, 12].
+        Log of theta, shape (n_genes,); it is read within [-12, 12]. While stage 1 trains it is learned beside the
+        latent, afterwards it is what the latent leaves of the overdispersion around the means of populations, as cells
+        outside training show (:meth:`leave_to_latent`).
+    learned_log_theta
+        What training ended with, shape (n_genes,), NaN before that. It belongs to the decoded means of single cells,
+        which hold part of their noise: changes of observed cells are predicted with it.
+    start_log_theta
+        Start value of training, shape (n_genes,): the overdispersion around the means of populations.
     """
+
+    start_log_theta: Tensor
+    learned_log_theta: Tensor
 
     def __init__(self, n_genes: int) -> None:
         super().__init__(n_genes)
         self.log_theta = nn.Parameter(torch.zeros(n_genes))
+        for name in ("start_log_theta", "learned_log_theta"):
+            self.register_buffer(name, torch.full((n_genes,), torch.nan))
 
     @property
     def bounded_log_theta(self) -> Tensor:
@@ -46,6 +58,27 @@ class NegativeBinomial(Likelihood):
     def start_from(self, counts: np.ndarray, library: np.ndarray, stratum: np.ndarray) -> None:
         """See :meth:`Likelihood.start_from`; here the method of moments, :func:`moment_log_theta`."""
         self.log_theta.copy_(torch.from_numpy(moment_log_theta(counts, library, stratum)))
+        self.start_log_theta.copy_(self.log_theta)
+
+    @property
+    def overdispersion(self) -> np.ndarray | None:
+        """See :attr:`Likelihood.overdispersion`; here that of the start values."""
+        known = not self.start_log_theta.isnan().any()
+        return np.exp(-self.start_log_theta.cpu().numpy().astype(np.float64)) if known else None
+
+    @torch.no_grad()
+    def leave_to_latent(self, explained: np.ndarray) -> None:
+        """See :meth:`Likelihood.leave_to_latent`; theta becomes 1 / ((1 - explained) x overdispersion)."""
+        self.learned_log_theta.copy_(self.log_theta)
+        left = torch.from_numpy(np.log1p(-explained).astype(np.float32)).to(self.log_theta.device)
+        self.log_theta.copy_(self.start_log_theta - left)
+
+    @torch.no_grad()
+    def back_to_training(self) -> None:
+        """See :meth:`Likelihood.back_to_training`."""
+        if not self.learned_log_theta.isnan().any():
+            self.log_theta.copy_(self.learned_log_theta)
+            self.learned_log_theta.fill_(torch.nan)
 
     def log_prob(
         self, x: Real[Tensor, "n n_genes"], log_mean: Float[Tensor, "*draws n n_genes"]
@@ -57,6 +90,10 @@ class NegativeBinomial(Likelihood):
         """See :meth:`Likelihood.distribution`."""
         return ScviNegativeBinomial(mu=mean, theta=self.theta, scale=share)
 
+    def distribution_of_cells(self, mean: Tensor, share: Tensor) -> ScviNegativeBinomial:
+        """See :meth:`Likelihood.distribution_of_cells`."""
+        return ScviNegativeBinomial(mu=mean, theta=self._log_theta_of_cells().exp(), scale=share)
+
     def reconstruction_loss(self, features: Tensor, output: nn.Linear, batch: CountBatch, *, panel: bool) -> Tensor:
         """See :meth:`Likelihood.reconstruction_loss`; here in one function with its gradient."""
         return reconstruction_loss(features, output.weight, output.bias, self.bounded_log_theta, batch, panel=panel)
@@ -65,11 +102,11 @@ class NegativeBinomial(Likelihood):
         self, mean: Float[np.ndarray, "n n_genes"], library: Float[np.ndarray, " n"]
     ) -> Float[np.ndarray, "n n_genes"]:
         """See :meth:`Likelihood.expected_lognorm`."""
-        return expected_lognorm(mean, self._theta(), library)
+        return expected_lognorm(mean, self._theta_of_cells(), library)
 
     def draw(self, mean: Float[np.ndarray, "n n_genes"], rng: np.random.Generator) -> Int[np.ndarray, "n n_genes"]:
         """See :meth:`Likelihood.draw`."""
-        return draw_nb(mean, self._theta(), rng)
+        return draw_nb(mean, self.theta.detach().cpu().numpy(), rng)
 
     def draw_counterfactual(
         self,
@@ -79,10 +116,15 @@ class NegativeBinomial(Likelihood):
         rng: np.random.Generator,
     ) -> Int[np.ndarray, " n_genes"]:
         """See :meth:`Likelihood.draw_counterfactual`, and :func:`counterfactual_mean` for what is drawn."""
-        return draw_counterfactual(x, mean0, log_ratio, self._theta(), rng)
+        return draw_counterfactual(x, mean0, log_ratio, self._theta_of_cells(), rng)
 
-    def _theta(self) -> np.ndarray:
-        return self.theta.detach().cpu().numpy()
+    def _log_theta_of_cells(self) -> Tensor:
+        """Log of theta beside the decoded means of single cells."""
+        learned = self.learned_log_theta
+        return self.bounded_log_theta if learned.isnan().any() else learned.clamp(*_LOG_THETA)
+
+    def _theta_of_cells(self) -> np.ndarray:
+        return self._log_theta_of_cells().exp().detach().cpu().numpy()
 
 
 def nb_log_prob(x: Tensor, log_mean: Tensor, theta: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from scipy import sparse
 
 from cfmvc_scvi._base import ModelBase, as_rows, single_precision
 from cfmvc_scvi._types import obs_of
-from cfmvc_scvi.cells.latents import CellPosterior
+from cfmvc_scvi.calibration.held_out_spread import keep_signal, populations_of
 from cfmvc_scvi.cells.table import CellTable
 from cfmvc_scvi.registration.keys import perturbation_labels
 from cfmvc_scvi.registration.spelling import texts_of
@@ -61,7 +61,8 @@ class PredictiveCheckMixin(ModelBase):
         """Compare cells with counts drawn for them by the trained VAE.
 
         Every cell is encoded, both latents are drawn from their posterior, decoded at the cell's own library size and
-        batch, and counts are drawn from the likelihood (Gelman, Meng and Stern 1996). Drawn variances well above the
+        batch, its deviation from its population shrunk to what decoded means explain of cells outside training, and
+        counts are drawn from the likelihood (Gelman, Meng and Stern 1996). Drawn variances well above the
         observed ones say that latents or dispersions are too wide; well below, that the model calls differences between
         cells noise. Cells that were trained on are reproduced better than others: give ``model.validation_indices``
         for those that were not.
@@ -103,11 +104,14 @@ class PredictiveCheckMixin(ModelBase):
         n_genes = len(self._var_names)
         seen, drawn = (_Sums(len(names), n_genes) for _ in range(2))
         rng = np.random.default_rng(self._seed if seed is None else seed)
-        posterior = self._encode(cells, batch_size)
-        for start in range(0, len(cells), batch_size):
-            rows = slice(start, min(start + batch_size, len(cells)))
-            mean = self._drawn_means(cells, rows, posterior[rows], rng)
-            seen.add(cells.dense(rows), code[rows])
+        context, condition = cells.context, self._conditions_of(data).code
+        condition = condition if indices is None else condition[as_rows(indices, data.n_obs, data.obs_names)]
+        population = populations_of(context.batch.numpy(), context.labels.numpy(), condition)
+        order = np.argsort(population, kind="stable")  # populations are drawn together
+        for rows in np.split(order, range(batch_size, len(cells), batch_size)):
+            part = cells.take(rows)
+            mean = self._drawn_means(part, population[rows], batch_size, rng)
+            seen.add(part.dense(slice(None)), code[rows])
             drawn.add(self.module.likelihood.draw(mean, rng), code[rows])
         return PredictiveCheck(_by_gene(seen, drawn, self._var_names), _by_population(seen, drawn, names))
 
@@ -120,20 +124,21 @@ class PredictiveCheckMixin(ModelBase):
         return texts_of(obs_of(data)[groupby]).astype(str)
 
     def _drawn_means(
-        self, cells: CellTable, rows: slice, posterior: CellPosterior, rng: np.random.Generator
+        self, cells: CellTable, population: np.ndarray, batch_size: int, rng: np.random.Generator
     ) -> np.ndarray:
         """Means of the counts (n, n_genes) by a draw of both latents."""
         device = self.module.device
+        posterior = self._encode(cells, batch_size)
 
         def draw(center: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
             noise = torch.from_numpy(rng.standard_normal(tuple(center.shape), dtype=np.float32))
             return (center + width * noise).to(device)
 
-        batch = cells.context.batch[rows].to(device)
         intrinsic = draw(posterior.mean, posterior.scale)
         technical = draw(posterior.technical_mean, posterior.technical_scale)
-        share = self.module.decoder.share(intrinsic, technical, batch)
-        return share.cpu().numpy() * cells.library[rows, None]
+        log_share = self.module.decoder(intrinsic, technical, cells.context.batch.to(device)).cpu().numpy()
+        log_share = keep_signal(log_share, cells.library, population, self.module.gene_signal.cpu().numpy())
+        return np.exp(log_share) * cells.library[:, None]
 
 
 class _Sums:

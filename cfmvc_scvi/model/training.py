@@ -11,6 +11,7 @@ import numpy as np
 from cfmvc_scvi._base import MADE_ANEW, ModelBase, single_precision
 from cfmvc_scvi._types import CellSplit
 from cfmvc_scvi.calibration import Calibration
+from cfmvc_scvi.calibration.held_out_spread import set_spread
 from cfmvc_scvi.calibration.populations import Populations
 from cfmvc_scvi.cells.count_loader import CountDataModule
 from cfmvc_scvi.cells.count_source import count_source
@@ -178,10 +179,13 @@ class TrainingMixin(ModelBase):
         )
         resumed = None if checkpoints is None else checkpoints.begin(self._training_state(), "vae", arguments)
         if resumed is not None and (resumed["stage"] == "flow" or resumed["finished"]):
+            if resumed["stage"] == "vae":
+                self._finish_vae(self._read(adata))
             return
         if self.split_ is None or (resumed is None and (train_size is not None or validation_size is not None)):
             self._set_split(split_cells(adata.n_obs, train_size, validation_size, self._seed))
         cells = self._read(adata)
+        self.module.likelihood.back_to_training()
         if not self.is_vae_trained_ and resumed is None:
             self._initialize(cells, self._conditions_of(adata), self._split.train)
         plan = VAETrainingPlan(self.module, **(plan_kwargs or {}))
@@ -202,7 +206,7 @@ class TrainingMixin(ModelBase):
             resumed=resumed,
             **trainer_kwargs,
         )
-        self.is_vae_trained_ = True
+        self._finish_vae(cells)
         if stopped is not None:
             raise stopped
 
@@ -245,10 +249,9 @@ class TrainingMixin(ModelBase):
             self._finish_flow(cache, populations)
             return
         plan = FlowTrainingPlan(self.module, **(plan_kwargs or {}))
+        units = self.module.flow_center.cpu(), self.module.flow_scale.cpu()
         data = LatentDataModule(
-            cache.flow_data(
-                self.module.flow_center.cpu(), self.module.flow_scale.cpu(), self.vocabulary.members(cache.conditions)
-            ),
+            cache.flow_data(*units, self.vocabulary.members(cache.conditions)),
             self._split,
             get_coupling(self.coupling),
             self.flow_source,
@@ -275,6 +278,12 @@ class TrainingMixin(ModelBase):
         self._finish_flow(cache, populations)
         if stopped is not None:
             raise stopped
+
+    def _finish_vae(self, cells: CellTable) -> None:
+        """What stage 1 ends with once the weights are there: the spread of counts, from cells outside training."""
+        condition = self._conditions_of(self._require_adata("train")).code
+        set_spread(self.module, cells, condition, self._split, self._seed)
+        self.is_vae_trained_ = True
 
     def _finish_flow(self, cache: LatentCache, populations: Populations) -> None:
         """What makes a flow usable once its weights are there."""
@@ -368,16 +377,10 @@ class TrainingMixin(ModelBase):
         if len(rows) > n_most:
             rows = np.sort(np.random.default_rng(self._seed).choice(rows, n_most, replace=False))
         cells = cells.take(rows)
-        labels = cells.context.labels.numpy()
+        labels, batch = cells.context.labels.numpy(), cells.context.batch.numpy()
         group = np.unique(np.stack([labels, found.code[rows]]), axis=1, return_inverse=True)[1].ravel()
-        initialize_linear_paths(
-            self.module.cpu(),
-            cells.dense(slice(None)),
-            cells.library,
-            cells.context.batch.numpy(),
-            group,
-            seed=self._seed,
-        )
+        counts = cells.dense(slice(None))
+        initialize_linear_paths(self.module.cpu(), counts, cells.library, batch, group, seed=self._seed)
 
     def _cache_latents(self) -> LatentCache:
         """Posterior of every registered cell, encoded once, with its condition; sets the flow's units."""

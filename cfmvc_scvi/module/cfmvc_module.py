@@ -69,6 +69,8 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
 
     spatial_center: Tensor
     spatial_scale: Tensor
+    #: Factor on the deviations of decoded cells from their population, per gene, where cells are drawn anew.
+    gene_signal: Tensor
 
     def __init__(
         self,
@@ -122,6 +124,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
             **shape,
         )
         self.likelihood = get_likelihood(gene_likelihood, n_input)
+        self.register_buffer("gene_signal", torch.ones(n_input))
         self.tech_prior_mean = nn.Embedding(n_batch, n_latent_technical)
         self.tech_prior_logvar = nn.Embedding(n_batch, n_latent_technical)
         nn.init.normal_(self.tech_prior_mean.weight, std=0.5)
@@ -378,7 +381,8 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
             generative_kwargs=generative_kwargs,
             compute_loss=False,
         )
-        drawn = generative[MODULE_KEYS.PX_KEY].sample()
+        px = generative[MODULE_KEYS.PX_KEY]
+        drawn = self.likelihood.distribution_of_cells(px.mean, px.scale).sample()
         return (drawn.permute(1, 2, 0) if n_samples > 1 else drawn).cpu()
 
 

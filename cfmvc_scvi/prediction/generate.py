@@ -16,6 +16,7 @@ from cfmvc_scvi._arguments import whole_number
 from cfmvc_scvi._base import single_precision
 from cfmvc_scvi._constants import CP10K
 from cfmvc_scvi._types import FlowContext, obs_of
+from cfmvc_scvi.calibration.held_out_spread import keep_signal
 from cfmvc_scvi.cells.latents import CellPosterior
 from cfmvc_scvi.cells.table import CellTable
 from cfmvc_scvi.prediction.output import latent_var
@@ -147,6 +148,8 @@ class GenerationMixin(PredictionMixin):
         technical = prior.loc + prior.scale * noise
         log_share = self.module.decoder(latent.to(self.module.device), technical, batch).cpu().numpy()
         labels = context.labels.numpy()
+        population = np.unique(np.stack([labels, context.batch.numpy()]), axis=1, return_inverse=True)[1].ravel()
+        log_share = keep_signal(log_share, cells.library, population, self.module.gene_signal.cpu().numpy())
         log_share += self._calibration.correct(condition, labels, call.solver).log_ratio[labels]
         mean = np.exp(log_share) * cells.library[:, None]
         if call.return_type == "counts":

@@ -29,7 +29,8 @@ class VAETrainingPlan(TrainingPlan):
         Settings of Adam.
     dispersion_lr
         Step size of Adam for the likelihood's own parameters, the logs of the dispersions, which start at moment
-        estimates. They are what is left beside the latent: where that learns noise of few training cells, theta rises.
+        estimates. They are what is left beside the latent: where that learns noise of few training cells, theta rises,
+        and after training it is set anew from validation cells.
     n_epochs_kl_warmup
         Epochs over which the KL weight rises from 0 to its full value.
     **kwargs
