@@ -42,6 +42,7 @@ STATE: Final[dict[str, Any]] = {
     "is_flow_trained_": False,
     "trained_conditions_": None,
     "trained_cells_": None,
+    "confounded_": None,
     "split_": None,
     "dose_response_": None,
     "calibration_": None,
@@ -68,6 +69,8 @@ class ModelBase(BaseModelClass):
         Key of every condition and code of every cell type that were trained on together.
     trained_cells_
         Training cells of each of them; ``None`` in models saved before they were counted.
+    confounded_
+        Key of every condition that was measured only in batches without control cells.
     split_
         Rows of training, validation and test cells.
     dose_response_
@@ -85,6 +88,7 @@ class ModelBase(BaseModelClass):
     is_flow_trained_: bool
     trained_conditions_: list[tuple[ConditionKey, int]] | None
     trained_cells_: list[int] | None
+    confounded_: list[ConditionKey] | None
     split_: list[np.ndarray] | None
     dose_response_: dict[str, dict[str, float]] | None
     calibration_: Calibration | None

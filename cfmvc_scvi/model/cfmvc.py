@@ -15,7 +15,6 @@ from cfmvc_scvi._base import single_precision
 from cfmvc_scvi._constants import AUTO, CFMVC_KEYS
 from cfmvc_scvi._messages import shortened, unknown_choice
 from cfmvc_scvi.flow import get_coupling
-from cfmvc_scvi.model.criticism import PredictiveCheckMixin
 from cfmvc_scvi.model.persist import PersistenceMixin
 from cfmvc_scvi.model.programs import ProgramMixin
 from cfmvc_scvi.model.report import ReportMixin
@@ -35,7 +34,6 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
     ResourceMixin,
     RepresentationMixin,
     ReportMixin,
-    PredictiveCheckMixin,
     TrajectoryMixin,
     GenerationMixin,
     ProgramMixin,

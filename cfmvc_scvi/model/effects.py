@@ -82,7 +82,8 @@ class EffectMixin(RequestMixin, SupportMixin):
         -------
         DataFrame, one row per gene: ``log_fold_change``, ``lower`` and ``upper``, ``sd``, ``sign_probability``
         (that the effect is beyond ``min_change`` in the direction of the estimate), ``lfsr``, ``s_value`` and
-        ``significant``; ``attrs`` has the condition, the cell types, their ``support`` and the units.
+        ``significant``; ``attrs`` has the condition, the cell types, their ``support``, whether the
+        perturbation is ``confounded_with_batch`` (measured only in batches without control cells) and the units.
 
         Raises
         ------
@@ -116,6 +117,7 @@ class EffectMixin(RequestMixin, SupportMixin):
             "perturbation": condition.label,
             "labels": [self.cell_types[code] for code in codes],
             "support": [str(value) for value in self._support(condition, codes)],
+            "confounded_with_batch": bool(self._confounded([condition])),
             "units": "change of mean log1p of counts per 10,000 (natural log)",
             "level": level,
             "min_change": min_change,

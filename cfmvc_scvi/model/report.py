@@ -14,17 +14,20 @@ import pandas as pd
 from anndata import AnnData
 
 from cfmvc_scvi import metrics, pl
+from cfmvc_scvi.model.criticism import PredictiveCheckMixin
 from cfmvc_scvi.model.evaluate import MODEL, EvaluationMixin, HeldOut
 from cfmvc_scvi.pl._page import Page
 
 #: Below these a page says how little there is.
 _FEW_CELLS, _FEW_CONTEXTS = 30, 3
+#: Cells of the posterior predictive check.
+_CHECKED_CELLS = 2000
 
 
-class ReportMixin(EvaluationMixin):
+class ReportMixin(EvaluationMixin, PredictiveCheckMixin):
     """Reports of :class:`~cfmvc_scvi.CFMVC`.
 
-    Relies on the evaluation of predictions, their support and the history of the training.
+    Relies on the evaluation of predictions, their support, the posterior predictive check and the training's history.
     """
 
     def report(
@@ -89,7 +92,7 @@ class ReportMixin(EvaluationMixin):
         self._write_verdicts(page, conditions)
         self._write_warnings(page, real, conditions, skipped)
         self._write_scores(page, conditions)
-        self._write_data(page, real)
+        self._write_data(page, real, seed)
         for held in sorted(conditions, key=lambda one: -len(one.real))[:max_plots]:
             _write_condition(page, held, pd.Index(self._var_names), n_de, seed)
         path.write_text(page.render(), encoding="utf-8")
@@ -173,7 +176,7 @@ class ReportMixin(EvaluationMixin):
             note=True,
         )
 
-    def _write_data(self, page: Page, real: AnnData) -> None:
+    def _write_data(self, page: Page, real: AnnData, seed: int) -> None:
         page.heading("Data and split")
         sizes = [len(part) for part in (self._split.train, self._split.validation, self._split.test)]
         adata = self._require_adata("write a report")
@@ -184,6 +187,15 @@ class ReportMixin(EvaluationMixin):
             f"Held out: {real.n_obs} cells that were given to this report."
         )
         page.figures((pl.training_curves(self, show=False), "Training curves of both stages."))
+        rows = self._split.validation if len(self._split.validation) else self._split.train
+        check = self.posterior_predictive_check(indices=rows[:_CHECKED_CELLS], seed=seed)
+        page.figures(
+            (
+                pl.posterior_predictive_check(check, show=False),
+                "Mean, variance and zeros of every gene, of cells drawn by stage 1 against "
+                f"{'validation' if len(self._split.validation) else 'training'} cells.",
+            )
+        )
         page.figures((pl.support(self.support(), show=False), "Training cells; white: never trained on."))
 
 

@@ -21,7 +21,7 @@ from cfmvc_scvi.cells.split import split_cells
 from cfmvc_scvi.cells.table import CellTable
 from cfmvc_scvi.flow import get_coupling
 from cfmvc_scvi.module.initialize import initialize_linear_paths
-from cfmvc_scvi.prediction.trained import trained_conditions, warn_of_untrained
+from cfmvc_scvi.prediction.trained import confounded_with_batch, trained_conditions, warn_of_untrained
 from cfmvc_scvi.registration.dose import effects_of_doses, fit_dose_response
 from cfmvc_scvi.registration.fingerprint import data_fingerprint
 from cfmvc_scvi.registration.registration import CellConditions
@@ -288,6 +288,7 @@ class TrainingMixin(ModelBase):
     def _finish_flow(self, cache: LatentCache, populations: Populations) -> None:
         """What makes a flow usable once its weights are there."""
         self.trained_conditions_, self.trained_cells_ = trained_conditions(cache, self._split.train)
+        self.confounded_ = confounded_with_batch(cache, self._split.train)
         self.calibration_ = self._fit_calibration(cache, populations)
         self.is_flow_trained_ = self.is_trained_ = True
 

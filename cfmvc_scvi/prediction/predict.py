@@ -350,6 +350,7 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
             "flow_source": self.flow_source,
             "perturbation_column": self._perturbation_column,
             **{name: value for name, value in self._where().items() if value is not None},
+            "confounded_with_batch": self._confounded([request.condition for request in requests]),
             "allow_noncounts": self.setup_keys.allow_noncounts,
             "versions": {name: version(name) for name in ("cfmvc_scvi", "scvi-tools", "torch")},
         }

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
+from scvi import settings
 
 from cfmvc_scvi._base import ModelBase
+from cfmvc_scvi._messages import shortened
 from cfmvc_scvi.registration.keys import cell_dosage, perturbation_labels
 from cfmvc_scvi.registration.vocabulary import Condition
 
@@ -71,6 +76,22 @@ class SupportMixin(ModelBase):
         if perturbed is not None and condition.members:
             values = ["new combination" if twice else value for value, twice in zip(values, perturbed, strict=True)]
         return pd.Categorical(values, categories=list(SUPPORT_LEVELS))
+
+    def _confounded(self, conditions: Sequence[Condition]) -> list[str]:
+        """Which of the conditions hold what was measured only in batches without control cells, with a warning."""
+        confounded = {members for members, _ in self.confounded_ or ()}
+        clear = {members for (members, _), _ in self._conditions_of_training} - confounded
+        elsewhere = {member for members in clear for member in members}
+        doubtful = {member for members in confounded for member in members} - elsewhere
+        found = [condition.label for condition in conditions if doubtful.intersection(condition.members)]
+        if found:
+            warnings.warn(
+                f"{shortened(found)}: measured only in batches without control cells (adata.obs"
+                f"[{self.setup_keys.batch_key!r}]), so this answer cannot tell the perturbation from the batch.",
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
+        return found
 
     def _n_support(
         self, condition: Condition, labels: np.ndarray, perturbed: np.ndarray | None = None

@@ -21,6 +21,13 @@ def trained_conditions(cache: LatentCache, train: np.ndarray) -> tuple[list[tupl
     return [(cache.conditions[code].key, label) for (code, label), _ in pairs], [n for _, n in pairs]
 
 
+def confounded_with_batch(cache: LatentCache, rows: np.ndarray) -> list[ConditionKey]:
+    """Conditions all of whose cells are in batches without control cells, among these rows."""
+    batch, condition = cache.cells.context.batch.numpy()[rows], cache.condition[rows]
+    beside_controls = np.isin(batch, batch[condition == 0])
+    return [cache.conditions[code].key for code in np.setdiff1d(condition, condition[beside_controls]).tolist()]
+
+
 def warn_of_untrained(names: Sequence[str], cache: LatentCache, train: np.ndarray) -> None:
     """Name the perturbations that no training cell has; without a vector the model cannot know them."""
     trained = {member for code in np.unique(cache.condition[train]) for member in cache.conditions[code].members}

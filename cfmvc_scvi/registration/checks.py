@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from scipy import sparse
+from scipy.sparse.csgraph import connected_components
 from scvi import settings
 
 from cfmvc_scvi._messages import shortened
@@ -266,12 +268,17 @@ def warn_of_design(adata: AnnData, keys: SetupKeys, condition: np.ndarray, condi
                 "levels pass for effects: add control cells or leave these levels out."
             )
     if keys.batch_key is not None:
-        _warn_of_confounding(adata.obs[keys.batch_key].astype(str).to_numpy(), keys.batch_key, condition, conditions)
+        batch = adata.obs[keys.batch_key].astype(str).to_numpy()
+        confounded = _warn_of_confounding(batch, keys.batch_key, condition, conditions)
+        if keys.labels_key is not None and not confounded:
+            labels = np.unique(texts_of(obs_of(adata)[keys.labels_key]).astype(str), return_inverse=True)[1]
+            _warn_of_unlinked_batches(batch, keys.batch_key, labels, condition)
     if keys.sample_key is not None:
         _warn_of_samples(adata.obs[keys.sample_key].astype(str).to_numpy(), keys.sample_key, condition, conditions)
 
 
-def _warn_of_confounding(batch: np.ndarray, key: str, condition: np.ndarray, conditions: list[Condition]) -> None:
+def _warn_of_confounding(batch: np.ndarray, key: str, condition: np.ndarray, conditions: list[Condition]) -> bool:
+    """Warn of perturbations measured only in batches without controls; whether there are any."""
     lacking = np.isin(batch, _levels_without_control(batch, condition))
     elsewhere = set(condition[~lacking].tolist())
     confounded = [
@@ -285,6 +292,23 @@ def _warn_of_confounding(batch: np.ndarray, key: str, condition: np.ndarray, con
             f"{len(confounded)} perturbations are confounded with adata.obs[{key!r}]: {named}"
             f"{', ...' if len(confounded) > 10 else ''}. No control cell was measured in the same batches, so their "
             "effect cannot be told from that of the batch."
+        )
+    return bool(confounded)
+
+
+def _warn_of_unlinked_batches(batch: np.ndarray, key: str, labels: np.ndarray, condition: np.ndarray) -> None:
+    """Warn of batches without a population in common with others, even through third ones."""
+    names, of_batch = np.unique(batch, return_inverse=True)
+    _, of_kind = np.unique(np.stack([labels, condition]), axis=1, return_inverse=True)
+    pairs = np.ones(len(batch)), (of_batch, len(names) + of_kind.ravel())
+    n_nodes = len(names) + int(of_kind.max()) + 1
+    n_parts, part = connected_components(sparse.coo_matrix(pairs, (n_nodes, n_nodes)), directed=False)
+    if n_parts > 1:
+        groups = [shortened(names[part[: len(names)] == one].tolist(), 3) for one in range(n_parts)]
+        _warn(
+            f"adata.obs[{key!r}] falls into {n_parts} groups that have no cell type with the same perturbation in "
+            f"common: {' | '.join(groups[:5])}{' | ...' if n_parts > 5 else ''}. Their differences may be technical or "
+            "biological, and `batch=` moves cells by both."
         )
 
 

@@ -83,7 +83,7 @@ def test_page_has_its_sections(page, trained, real):
     assert "300 cells x 60 genes" in text and f"Held out: {real.n_obs} cells" in text
     assert "P1 in type1: trained on in this cell type" in text
     # benchmark, curves, support, and four plots of the one condition that max_plots allows
-    assert page.count("<img") == 7
+    assert page.count("<img") == 8
 
 
 def test_scores_are_those_of_evaluate(page, trained, real):

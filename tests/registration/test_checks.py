@@ -123,6 +123,11 @@ WARNED = {
     "one cell in a batch": (lambda a: single(a, "batch", "lost"), {}, r"levels with one cell: \['lost'\]"),
     "one cell in a perturbation": (lambda a: single(a, "perturbation", "rare"), {}, r"have one cell: \['rare'\]"),
     "confounded": (confound, {}, r"4 perturbations are confounded.*'P1' \(only in \['tuesday'\]\)"),
+    "batches that are cell types": (
+        lambda a: put(a, "batch", np.where(a.obs["cell_type"] == "type1", "monday", "tuesday")),
+        {},
+        r"'batch'\] falls into 2 groups that have no cell type .*'monday'\] \| \['tuesday'",
+    ),
     "a sample for each condition": (
         lambda a: donors(a, ["d1"], ["d2"]), {"sample_key": "donor"}, r"confounded with .*'donor'\]: \['P1'",
     ),
