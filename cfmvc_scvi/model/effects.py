@@ -232,6 +232,7 @@ def mean_of_smaller(rates: np.ndarray) -> np.ndarray:
 
 
 def check_probabilities(**values: float) -> None:
+    """Raise for values that are not between 0 and 1, naming the argument."""
     for name, value in values.items():
         if not 0.0 < value < 1.0:
             raise ValueError(f"`{name}` is {value}; it must lie between 0 and 1, as 0.95.")

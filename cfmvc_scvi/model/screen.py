@@ -260,9 +260,9 @@ class ScreenMixin(PredictionMixin, EffectMixin):
     def _screen_identity(self, requests: list[Request]) -> dict[str, str]:
         """Model and conditions, as short texts."""
         state = replace(self._calibration.state, observed=None)  # made when it is first asked for
-        plain, arrays = to_plain(state.to_saved())
+        plain, arrays = to_plain({"calibration": state.to_saved(), "doses": self.dose_response_})
         weights = {name: value.cpu().numpy() for name, value in self.module.state_dict().items()}
-        model = _digest(json.dumps(plain, sort_keys=True), self.dose_response_, *sorted(weights), *weights.values(), *arrays.values())
+        model = _digest(json.dumps(plain, sort_keys=True), *sorted(weights), *weights.values(), *arrays.values())
         asked = [(r.condition.label, *r.condition.key, r.labels, r.batch) for r in requests]
         return {
             "model": model,
@@ -288,8 +288,8 @@ class ScreenMixin(PredictionMixin, EffectMixin):
 def _bytes_of_counts(sources: dict[str | None, SourceCells]) -> float:
     """About the bytes of one cell's counts in CSR, guessed from the cells that are perturbed."""
     some = next(iter(sources.values())).cells
-    counts = sparse.csr_matrix(some.counts[: min(len(some), _GUESSED_FROM)])
-    return _MORE * 8 * counts.nnz / max(1, counts.shape[0])
+    n = min(len(some), _GUESSED_FROM)
+    return _MORE * 8 * sparse.csr_matrix(some.counts[:n]).nnz / max(1, n)
 
 
 def _digest(*values: Any) -> str:

@@ -72,7 +72,8 @@ class Output(ABC):
         layers: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         """Add the next rows of ``X``, of the latent where there is one, and of the layers with values of their own."""
-        rows = slice(self._filled, self._filled + x.shape[0])
+        n_rows, _ = cast("tuple[int, int]", x.shape)
+        rows = slice(self._filled, self._filled + n_rows)
         arrays = dict(layers or {})
         if latent is not None:
             arrays[_LATENT] = latent

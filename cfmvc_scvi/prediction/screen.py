@@ -22,7 +22,7 @@ from cfmvc_scvi.io.blocks import BlockFolder, Piece, refuse_other
 from cfmvc_scvi.io.files import require_space
 from cfmvc_scvi.prediction.output import Output, check_path
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("scvi.cfmvc")
 
 Block = TypeVar("Block")
 #: Rows of a result: ``X``, the latent and the layers with values of their own, as :meth:`Output.append` takes them.
@@ -153,7 +153,8 @@ class Screen(Generic[Block]):
         found = _identity_of(path)
         if found is None:
             raise FileExistsError(
-                f"There is something at `out`, {os.fspath(path)!r}, that is no screen: remove it or choose another name."
+                f"There is something at `out`, {os.fspath(path)!r}, that is no screen: remove it or choose another "
+                "name."
             )
         refuse_other(found, self.identity, path)
         return open_counts(path)
@@ -206,11 +207,16 @@ def _identity_of(path: Path) -> dict[str, str] | None:
     try:
         if path.is_dir():
             group: Any = zarr.open_group(path, mode="r")
-            return ad.io.read_elem(group[place]) if place in group else None
+            return _texts(group, place)
         with h5py.File(path, "r") as file:
-            return ad.io.read_elem(file[place]) if place in file else None  # pyright: ignore[reportArgumentType]
+            return _texts(file, place)
     except (OSError, ValueError, KeyError):  # not a file of HDF5, or no zarr
         return None
+
+
+def _texts(group: Any, place: str) -> dict[str, str] | None:
+    found: Any = ad.io.read_elem(group[place]) if place in group else {}
+    return {name: str(text) for name, text in found.items()} or None
 
 
 def in_chunks(items: Sequence[Block], size: int) -> Iterator[Sequence[Block]]:
