@@ -122,11 +122,6 @@ class ScreenMixin(PredictionMixin, EffectMixin):
             When the disk has no space for the result and its parts together. What is finished is kept.
         RuntimeError
             When the flow is not trained, or the training data are needed and not there.
-
-        Examples
-        --------
-        >>> effects = model.predict_screen("effects.zarr")
-        >>> cells = model.predict_screen("cells.h5ad", return_type="counts", shard=(0, 8))
         """
         self._require_flow("predict a screen")
         if return_type != "effect" and return_type not in UNITS:
