@@ -162,6 +162,20 @@ def row_sums(matrix: Any) -> np.ndarray:
     return np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
 
 
+def with_one_index_type(matrix: Any) -> Any:
+    """The same matrix; of CSR with 64-bit row starts and 32-bit columns, one with 32-bit starts that shares the rest.
+
+    scipy copies all columns to the wider type whenever it takes rows of such a matrix, as memory-mapped ones often are.
+    With 2**31 entries or more the starts do not fit, and it is left as it is.
+    """
+    if not sparse.issparse(matrix) or matrix.format != "csr" or matrix.indptr.dtype == matrix.indices.dtype:
+        return matrix
+    if matrix.indices.dtype != np.int32 or matrix.indptr[-1] > np.iinfo(np.int32).max:
+        return matrix
+    parts = matrix.data, matrix.indices, matrix.indptr.astype(np.int32)
+    return type(matrix)(parts, shape=matrix.shape, copy=False)
+
+
 def take_rows(matrix: Any, rows: np.ndarray) -> Any:
     """Some rows of a matrix; of one on disk, nothing is read."""
     return matrix.take(rows) if isinstance(matrix, DiskRows) else matrix[rows]

@@ -12,7 +12,7 @@ import zarr
 from scipy import sparse
 
 from cfmvc_scvi import _rows
-from cfmvc_scvi._rows import DiskRows, is_on_disk, row_sums, take_rows
+from cfmvc_scvi._rows import DiskRows, is_on_disk, row_sums, take_rows, with_one_index_type
 
 N, G = 3000, 17
 KINDS = ("h5 csr", "h5 dense", "zarr csr", "zarr dense")
@@ -141,3 +141,22 @@ def test_what_cannot_be_read_by_cells_is_refused(counts, tmp_path):
         DiskRows(ad.io.sparse_dataset(file["X"]), "layers['c']")
     with pytest.raises(TypeError, match="1 dimensions"):
         DiskRows(file["X/data"], "adata.X")
+
+
+@pytest.mark.parametrize("kind", [sparse.csr_matrix, sparse.csr_array])
+def test_mixed_index_types_become_one_without_a_copy_of_the_entries(counts, kind):
+    plain = kind(counts)
+    mixed = kind(plain.shape, dtype=plain.dtype)
+    mixed.data, mixed.indices, mixed.indptr = plain.data, plain.indices, plain.indptr.astype(np.int64)
+    found = with_one_index_type(mixed)
+    assert type(found) is type(plain) and found.indptr.dtype == found.indices.dtype == np.int32
+    assert np.shares_memory(found.indices, plain.indices) and np.shares_memory(found.data, plain.data)
+    assert (found != plain).nnz == 0 and mixed.indptr.dtype == np.int64
+    assert all(with_one_index_type(same) is same for same in (plain, plain.tocsc(), plain.toarray()))
+
+
+def test_row_starts_that_need_64_bits_are_left(counts):
+    mixed = sparse.csr_matrix(counts.shape, dtype=counts.dtype)
+    mixed.data, mixed.indices, mixed.indptr = counts.data, counts.indices, counts.indptr.astype(np.int64)
+    mixed.indptr[-1] = 2**31
+    assert with_one_index_type(mixed) is mixed

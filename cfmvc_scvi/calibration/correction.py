@@ -62,9 +62,12 @@ def solve_shift(moved: np.ndarray, level: np.ndarray, highest: np.ndarray, n_ite
     level = np.clip(level, 0.0, highest)
     high = level - moved.min(axis=0)
     low = -moved.max(axis=0)
+    shifted = np.empty(moved.shape, dtype=np.result_type(moved, low))
     for _ in range(n_iterations):
         middle = 0.5 * (low + high)
-        above = np.clip(moved + middle, 0.0, highest).mean(axis=0) > level
+        np.add(moved, middle, out=shifted)
+        np.minimum(np.maximum(shifted, 0.0, out=shifted), highest, out=shifted)
+        above = shifted.mean(axis=0) > level
         low, high = np.where(above, low, middle), np.where(above, middle, high)
     return 0.5 * (low + high)
 

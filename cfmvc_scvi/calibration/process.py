@@ -148,11 +148,11 @@ class EffectGP:
 
     Populations whose vectors have no feature in common, directly or by way of others, are independent: each component
     of populations is solved for itself, so perturbations with unit vectors take time and memory in proportion to their
-    number. A component of more than 600 populations whose vectors have few features is solved in the space of weights
-    (:mod:`~cfmvc_scvi.calibration.weight_space`), with the same result. Other components, such as many combinations of
-    unit vectors, are solved as a whole, gene by gene, which takes the square of their populations in memory and the
-    cube in time. With more than 300 populations the hyperparameters are those of a random sample of about that many,
-    drawn with all populations that they share a component with, and of 100 genes.
+    number. A component of more than 600 populations with few features, such as many combinations of few members, is
+    solved in the space of weights (:mod:`~cfmvc_scvi.calibration.weight_space`), with the same result. Other components
+    are solved as a whole, gene by gene, which takes the square of their populations in memory and the cube in time.
+    With more than 300 populations the hyperparameters are those of a random sample of about that many, drawn with all
+    populations that they share a component with, and of 100 genes.
 
     Attributes
     ----------
@@ -290,6 +290,7 @@ class EffectGP:
             residual = data.effect[:, gene] - self.hyper["mean_slope"] * x[data.context] * length
             features = space.features(self.hyper, state["distance"], state["amplitude"][gene], x)
             noise = self.hyper["noise"] * data.variance[:, gene].astype(np.float64) + JITTER
+            noise += space.alone(self.hyper, state["amplitude"][gene])
             solved = solve_weight_space(features, torch.from_numpy(noise), torch.from_numpy(residual)[:, None])
             out[:, gene] = solved[:, 0].numpy()
         return out

@@ -121,6 +121,7 @@ class QuerySolver:
             return own, shared, torch.linalg.solve(matrix[:, 0], shared)
         assert self.space is not None  # one of the two ways
         noise = gp.hyper["noise"] * self.variance(genes) + JITTER
+        noise += torch.from_numpy(self.space.alone(gp.hyper, gp.state["amplitude"][genes]))
         weights = torch.empty_like(shared)
         for i in range(len(shared)):
             features = self.space.features(gp.hyper, gp.state["distance"], float(amplitude[i]), x[i])

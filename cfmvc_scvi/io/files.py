@@ -11,8 +11,15 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from anndata import AnnData
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 
 _REASONS = {
     errno.ENOSPC: "the disk is full: free some space or choose another folder",
@@ -31,7 +38,9 @@ _LARGEST_PROBE = 2**30
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike, what: str = "the file", *, folder: bool = False) -> Iterator[Path]:
+def atomic_write(
+    path: str | os.PathLike, what: str = "the file", *, folder: bool = False, shared: bool = False
+) -> Iterator[Path]:
     """Yield a path to write to; on leaving the block, what was written there takes the place of ``path`` at once.
 
     A reader sees the old content or the new content, never a part of either, even when the process is killed or the
@@ -45,6 +54,8 @@ def atomic_write(path: str | os.PathLike, what: str = "the file", *, folder: boo
         What is being written, for the message of an error.
     folder
         Yield an empty folder instead of the name of a file; ``path`` must not exist, or be an empty folder.
+    shared
+        Other processes may be writing to ``path`` too: what they, or killed ones, have written aside is left there.
 
     Raises
     ------
@@ -71,7 +82,8 @@ def atomic_write(path: str | os.PathLike, what: str = "the file", *, folder: boo
         raise FileExistsError(f"{path} already exists and is not an empty folder.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_partial(path)
+        if not shared:
+            remove_partial(path)
         if folder:
             aside.mkdir()
         yield aside
@@ -89,6 +101,25 @@ def remove_partial(path: Path) -> None:
     """Remove what killed processes have written beside a path, to be renamed to it in the end."""
     for stale in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         remove(stale)
+
+
+@contextmanager
+def locked(path: str | os.PathLike) -> Iterator[None]:
+    """Hold a file that one process at a time can hold; wait until it is free.
+
+    A process that ends lets go of it, however it ends. Where the system or the file system has no such locks, nothing
+    is waited for.
+
+    Parameters
+    ----------
+    path
+        The file; it is made where it is missing. Its folder must exist.
+    """
+    with open(path, "a") as file:
+        if fcntl is not None:
+            with suppress(OSError):  # file systems without locks: what is done under one bears being done twice
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def require_space(folder: str | os.PathLike, n_bytes: int, what: str) -> None:

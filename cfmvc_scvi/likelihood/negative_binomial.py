@@ -229,18 +229,30 @@ def expected_lognorm(mean: np.ndarray, theta: np.ndarray, library: np.ndarray, n
     per_count = CP10K / library[:, None].astype(np.float64)
     odds = mean / (mean + theta)
     mass = np.exp(-theta * np.log1p(mean / theta))
-    total, first, second = mass.copy(), np.zeros_like(mean), np.zeros_like(mean)
-    value = np.zeros_like(mean)
+    total, value, term = mass.copy(), np.zeros_like(mean), np.empty_like(mean)
     for k in range(1, n_terms):
-        mass = mass * odds * ((k - 1 + theta) / k)
+        mass *= odds
+        mass *= (k - 1 + theta) / k
         total += mass
-        first += k * mass
-        second += k * k * mass
-        value += mass * np.log1p(per_count * k)
+        value += np.multiply(mass, np.log1p(per_count * k), out=term)
     rest = np.maximum(1.0 - total, 0.0)
+    first, second = _moments_beyond(rest, mass, mean, theta, n_terms - 1)
     safe = np.maximum(rest, 1e-12)
-    center = np.maximum(mean - first, 0.0) / safe
-    spread = np.maximum((mean + mean**2 / theta + mean**2 - second) / safe - center**2, 0.0)
+    center = first / safe
+    spread = np.maximum(second / safe - center**2, 0.0)
     curvature = 0.5 * spread * (per_count / (1.0 + per_count * center)) ** 2
     tail = np.maximum(np.log1p(per_count * center) - curvature, np.log1p(per_count * n_terms))
     return value + np.where(rest > 1e-9, rest * tail, 0.0)
+
+
+def _moments_beyond(
+    rest: np.ndarray, last: np.ndarray, mean: np.ndarray, theta: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""Sums of :math:`j p_j` and :math:`j^2 p_j` over the counts above k, from their mass and that of k.
+
+    They follow from :math:`j p_j = \frac{\mu}{\mu + \theta} (j - 1 + \theta) p_{j - 1}`, summed over :math:`j > k`.
+    """
+    mass = theta * (rest + last)
+    first = mean / theta * (k * last + mass)
+    second = mean / theta * (k**2 * last + (1.0 + theta) * (first + k * last) + mass)
+    return first, second

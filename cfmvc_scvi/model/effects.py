@@ -98,7 +98,7 @@ class EffectMixin(RequestMixin, SupportMixin):
         Stephens M (2017). False discovery rates: a new deal. Biostatistics 18(2), 275-294.
         """
         self._require_flow("give perturbation effects")
-        _check_probabilities(level=level, fdr=fdr)
+        check_probabilities(level=level, fdr=fdr)
         if not min_change >= 0:
             raise ValueError(f"`min_change` is {min_change}; it must not be negative.")
         requests = self._requests(perturbation, dosage, None)
@@ -233,7 +233,8 @@ def mean_of_smaller(rates: np.ndarray) -> np.ndarray:
     return out
 
 
-def _check_probabilities(**values: float) -> None:
+def check_probabilities(**values: float) -> None:
+    """Raise for values that are not between 0 and 1, naming the argument."""
     for name, value in values.items():
         if not 0.0 < value < 1.0:
             raise ValueError(f"`{name}` is {value}; it must lie between 0 and 1, as 0.95.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,11 +35,13 @@ class Output(ABC):
     obs, var, uns
         Annotations of the whole result, which are known before its values.
     n_latent
-        Dimension of the latent kept in ``obsm["X_cfmvc"]``.
+        Dimension of the latent kept in ``obsm["X_cfmvc"]``; ``None`` where there is none.
     is_sparse
         Whether ``X`` is CSR rather than dense.
     layer
         Layer that gets the same values as ``X``.
+    layers
+        Names of further dense layers, with values of their own.
     obsm
         Further arrays of the cells, such as their coordinates.
     """
@@ -50,26 +52,37 @@ class Output(ABC):
         var: pd.DataFrame,
         uns: dict[str, Any],
         *,
-        n_latent: int,
+        n_latent: int | None,
         is_sparse: bool,
         layer: str | None = None,
+        layers: Sequence[str] = (),
         obsm: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        self.layer, self.obsm = layer, dict(obsm or {})
+        self.layer, self.layers, self.obsm = layer, list(layers), dict(obsm or {})
         self.obs, self.var, self.uns = obs, var, uns
         self.is_sparse = is_sparse
         self.shape = (len(obs), len(var))
-        self.latent_shape = (len(obs), n_latent)
+        self.latent_shape = None if n_latent is None else (len(obs), n_latent)
         self._filled = 0
 
-    def append(self, x: np.ndarray | sparse.csr_matrix, latent: np.ndarray) -> None:
-        """Add the next rows of ``X`` and of the latent."""
-        rows = slice(self._filled, self._filled + len(latent))
-        self._write(rows, x, latent)
+    def append(
+        self,
+        x: np.ndarray | sparse.csr_matrix,
+        latent: np.ndarray | None = None,
+        layers: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Add the next rows of ``X``, of the latent where there is one, and of the layers with values of their own."""
+        n_rows, _ = cast("tuple[int, int]", x.shape)
+        rows = slice(self._filled, self._filled + n_rows)
+        arrays = dict(layers or {})
+        if latent is not None:
+            arrays[_LATENT] = latent
+        self._write(rows, x, arrays)
         self._filled = rows.stop
 
     @abstractmethod
-    def _write(self, rows: slice, x: np.ndarray | sparse.csr_matrix, latent: np.ndarray) -> None: ...
+    def _write(self, rows: slice, x: np.ndarray | sparse.csr_matrix, arrays: dict[str, np.ndarray]) -> None:
+        """Put rows in their place: ``X``, and dense arrays by the name of their layer, or that of the latent."""
 
     @abstractmethod
     def finish(self) -> AnnData:
@@ -86,10 +99,13 @@ class MemoryOutput(Output):
         super().__init__(*args, **kwargs)
         self._x = None if self.is_sparse else np.empty(self.shape, dtype=np.float32)
         self._blocks: list[sparse.csr_matrix] = []
-        self._latent = np.empty(self.latent_shape, dtype=np.float32)
+        self._arrays = {name: np.empty(self.shape, dtype=np.float32) for name in self.layers}
+        if self.latent_shape is not None:
+            self._arrays[_LATENT] = np.empty(self.latent_shape, dtype=np.float32)
 
-    def _write(self, rows: slice, x: np.ndarray | sparse.csr_matrix, latent: np.ndarray) -> None:
-        self._latent[rows] = latent
+    def _write(self, rows: slice, x: np.ndarray | sparse.csr_matrix, arrays: dict[str, np.ndarray]) -> None:
+        for name, values in arrays.items():
+            self._arrays[name][rows] = values
         if self._x is None:
             self._blocks.append(cast(sparse.csr_matrix, x))
         else:
@@ -98,8 +114,10 @@ class MemoryOutput(Output):
     def finish(self) -> AnnData:
         """See :meth:`Output.finish`."""
         x = sparse.vstack(self._blocks, format="csr") if self.is_sparse else self._x
-        obsm: Any = self.obsm | {_LATENT: self._latent}  # anndata's annotation does not name arrays
-        layers = {} if self.layer is None or x is None else {self.layer: x.copy()}
+        obsm: Any = self.obsm | {name: values for name, values in self._arrays.items() if name == _LATENT}
+        layers: Any = {name: self._arrays[name] for name in self.layers}  # anndata's annotation does not name arrays
+        if self.layer is not None and x is not None:
+            layers[self.layer] = x.copy()
         return AnnData(x, obs=self.obs, var=self.var, uns=self.uns, obsm=obsm, layers=layers)
 
 
@@ -121,7 +139,10 @@ class FileOutput(Output):
                 del self._group["X"]
             for name in () if self.is_sparse else self._matrices:
                 self._create(name, self.shape)
-            self._create(f"obsm/{_LATENT}", self.latent_shape)
+            for name in self.layers:
+                self._create(f"layers/{name}", self.shape)
+            if self.latent_shape is not None:
+                self._create(f"obsm/{_LATENT}", self.latent_shape)
         except BaseException:
             remove(self._partial)
             raise
@@ -140,12 +161,18 @@ class FileOutput(Output):
     def _reopen(self) -> AnnData:
         """The complete file, its values left on disk."""
 
-    def append(self, x: np.ndarray | sparse.csr_matrix, latent: np.ndarray) -> None:
+    def append(
+        self,
+        x: np.ndarray | sparse.csr_matrix,
+        latent: np.ndarray | None = None,
+        layers: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Add the next rows; raises :class:`OSError` when the disk is full, before HDF5 would end the process."""
         size = len(self._matrices) * (x.nbytes if isinstance(x, np.ndarray) else 3 * x.data.nbytes)
+        size += sum(values.nbytes for values in (layers or {}).values()) + (0 if latent is None else latent.nbytes)
         try:
-            require_space(self.path.parent, size + latent.nbytes + _SLACK_BYTES, "the prediction")
-            super().append(x, latent)
+            require_space(self.path.parent, size + _SLACK_BYTES, "the prediction")
+            super().append(x, latent, layers)
         except OSError as error:
             clear = write_error(error, self.path, "the prediction")
             raise clear from (None if clear is error else error)
@@ -155,8 +182,9 @@ class FileOutput(Output):
         array.attrs["encoding-type"] = "array"
         array.attrs["encoding-version"] = "0.2.0"
 
-    def _write(self, rows: slice, x: np.ndarray | sparse.csr_matrix, latent: np.ndarray) -> None:
-        self._group[f"obsm/{_LATENT}"][rows] = latent
+    def _write(self, rows: slice, x: np.ndarray | sparse.csr_matrix, arrays: dict[str, np.ndarray]) -> None:
+        for name, values in arrays.items():
+            self._group[f"obsm/{name}" if name == _LATENT else f"layers/{name}"][rows] = values
         for name in self._matrices:
             if isinstance(x, np.ndarray):
                 self._group[name][rows] = x
@@ -216,11 +244,15 @@ class ZarrOutput(FileOutput):
         if self.is_sparse:
             x = ad.io.sparse_dataset(x)
         parts: dict[str, Any] = {name: ad.io.read_elem(group[name]) for name in ("obs", "var", "uns", "obsm")}
-        layers: dict[str, Any] = {}
+        layers: dict[str, Any] = {name: group[f"layers/{name}"] for name in self.layers}
         if self.layer is not None:
             matrix: Any = group[f"layers/{self.layer}"]
             layers[self.layer] = ad.io.sparse_dataset(matrix) if self.is_sparse else matrix
         return AnnData(x, layers=layers, **parts)
+
+
+#: Results by the ending of their path.
+_KINDS: dict[str, type[FileOutput]] = {".h5ad": H5adOutput, ".zarr": ZarrOutput}
 
 
 def check_can_be_written(obs: pd.DataFrame) -> None:
@@ -246,6 +278,24 @@ def check_can_be_written(obs: pd.DataFrame) -> None:
         )
 
 
+def check_path(out: str | os.PathLike) -> Path:
+    """Path of a result, checked but for what is there.
+
+    Raises
+    ------
+    ValueError
+        For an ending that is not ``.h5ad`` or ``.zarr``.
+    FileNotFoundError
+        When its folder does not exist.
+    """
+    path = Path(out)
+    if path.suffix not in _KINDS:
+        raise ValueError(f"`out` is {str(out)!r}: its name must end in one of {sorted(_KINDS)}.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"The folder of `out` does not exist: {str(path.parent)!r}. Make it first.")
+    return path
+
+
 def make_output(out: str | os.PathLike | None, **kwargs: Any) -> Output:
     """Output for a path ending in ``.h5ad`` or ``.zarr``; in memory for ``None``.
 
@@ -260,15 +310,10 @@ def make_output(out: str | os.PathLike | None, **kwargs: Any) -> Output:
     """
     if out is None:
         return MemoryOutput(**kwargs)
-    path = Path(out)
-    kinds = {".h5ad": H5adOutput, ".zarr": ZarrOutput}
-    if path.suffix not in kinds:
-        raise ValueError(f"`out` is {str(out)!r}: its name must end in one of {sorted(kinds)}.")
+    path = check_path(out)
     if path.exists():
         raise FileExistsError(f"There is something at `out`, {str(out)!r}, already: remove it or choose another name.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"The folder of `out` does not exist: {str(path.parent)!r}. Make it first.")
-    return kinds[path.suffix](path, **kwargs)
+    return _KINDS[path.suffix](path, **kwargs)
 
 
 def _wide(x: sparse.csr_matrix) -> sparse.csr_matrix:

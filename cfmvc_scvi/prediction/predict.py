@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, Literal
 
@@ -167,7 +167,8 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
         hidden = len(requests) == 1 if show_progress is None else not show_progress
         try:
             for request in track(requests, description="Predicting conditions", disable=hidden):
-                self._predict_request(request, sources[request.labels], call, output)
+                for x, latent in self._predict_request(request, sources[request.labels], call):
+                    output.append(x, latent)
             return output.finish()
         except BaseException:
             output.abandon()
@@ -237,8 +238,10 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
 
     # ---- the work ---------------------------------------------------------------------------------------------
 
-    def _predict_request(self, request: Request, source: SourceCells, call: PredictionCall, output: Output) -> None:
-        """Append the rows of one condition."""
+    def _predict_request(
+        self, request: Request, source: SourceCells, call: PredictionCall
+    ) -> Iterator[tuple[Any, np.ndarray]]:
+        """Rows of one condition, some at a time: values as they are returned, and latents."""
         moved = source.move(self.vocabulary.encode([request.condition])[0])
         for draw in range(call.draws):
             for rows in source.cells.chunks(call.batch_size):
@@ -247,7 +250,7 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
                 if call.return_type != "latent":
                     value = self._expression(source, rows, request, call, moved[:, rows], draw)
                 kept = min(source.n_cells - rows.start, len(latent))
-                output.append(value[:kept], latent[:kept])
+                yield value[:kept], latent[:kept]
 
     @torch.inference_mode()
     def _expression(
@@ -297,10 +300,15 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
         requests: list[Request],
         sources: dict[str | None, SourceCells],
         call: PredictionCall,
+        identity: Mapping[str, str] | None = None,
     ) -> Output:
+        """Where a result goes; ``identity`` is what it depends on, kept in ``uns`` where it is given."""
         is_latent = call.return_type == "latent"
         var = latent_var(self.module.n_latent) if is_latent else self._gene_var()
         obs = self._result_obs(requests, sources, call)
+        described = self._describe(call, requests)
+        if identity is not None:
+            described["identity"] = dict(identity)
         size = 4 * len(obs) * len(var) * (1 if self._counts_layer(call.return_type) is None else 2)
         if out is None and call.return_type != "counts" and size > _LARGE_BYTES:
             warnings.warn(
@@ -313,7 +321,7 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
             out,
             obs=obs,
             var=var,
-            uns={"cfmvc": self._describe(call, requests)} | self._colors(obs),
+            uns={"cfmvc": described} | self._colors(obs),
             layer=self._counts_layer(call.return_type),
             obsm=self._coordinates([sources[request.labels] for request in requests], call.draws),
             n_latent=self.module.n_latent,

@@ -4,18 +4,43 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scvi import settings
 
-from cfmvc_scvi._base import ModelBase
+from cfmvc_scvi._base import ConditionKey, ModelBase
 from cfmvc_scvi._messages import shortened
 from cfmvc_scvi.registration.keys import cell_dosage, perturbation_labels
+from cfmvc_scvi.registration.members import Members
 from cfmvc_scvi.registration.vocabulary import Condition
 
 #: What a prediction can rest on, from most to least.
 SUPPORT_LEVELS = ("seen", "new context", "new combination", "new perturbation")
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What was trained on, to look conditions up in.
+
+    Attributes
+    ----------
+    sets, members
+        Perturbations that were given together, and each of them.
+    together
+        Perturbations and codes of cell types that were seen together, where the type has control cells.
+    cells
+        Training cells by condition and cell type; ``None`` if not counted.
+    vectors
+        Vectors of the conditions.
+    """
+
+    sets: set[tuple[str, ...]]
+    members: set[str]
+    together: set[tuple[tuple[str, ...], int]]
+    cells: dict[tuple[ConditionKey, int], int] | None
+    vectors: Members
 
 
 class SupportMixin(ModelBase):
@@ -62,17 +87,14 @@ class SupportMixin(ModelBase):
         perturbed
             Which cells are perturbed already: what is done to them is a new combination.
         """
-        known_sets = {members for (members, _), _ in self._conditions_of_training}
-        from_control = set(self._types_with_controls().tolist())
-        together = {(m, label) for (m, _), label in self._conditions_of_training if label in from_control}
-        known_members = {member for members in known_sets for member in members}
-        if condition.members in known_sets:
+        trained = self._trained
+        if condition.members in trained.sets:
             unseen = "new context"
-        elif all(member in known_members for member in condition.members):
+        elif all(member in trained.members for member in condition.members):
             unseen = "new combination"
         else:
             unseen = "new perturbation"
-        values = ["seen" if (condition.members, int(label)) in together else unseen for label in labels]
+        values = ["seen" if (condition.members, int(label)) in trained.together else unseen for label in labels]
         if perturbed is not None and condition.members:
             values = ["new combination" if twice else value for value, twice in zip(values, perturbed, strict=True)]
         return pd.Categorical(values, categories=list(SUPPORT_LEVELS))
@@ -97,16 +119,32 @@ class SupportMixin(ModelBase):
         self, condition: Condition, labels: np.ndarray, perturbed: np.ndarray | None = None
     ) -> np.ndarray | None:
         """Training cells of a condition, at its dose, in the cell type of each prediction; ``None`` if not counted."""
-        if self.trained_cells_ is None:
+        found = self._trained.cells
+        if found is None:
             return None
-        found = dict(zip(self._conditions_of_training, self.trained_cells_, strict=True))
         if perturbed is not None and condition.members:
             labels = np.where(perturbed, -1, labels)
         return np.array([found.get((condition.key, int(label)), 0) for label in labels], dtype=np.int64)
 
     def _support_distance(self, condition: Condition) -> float:
         """Distance of a condition's vector to the nearest of training, control among them."""
-        members = self.vocabulary.members(
-            [Condition("", *key) for key in {key for key, _ in self._conditions_of_training}]
-        )
-        return members.distance(self.vocabulary.encode([condition])[0])
+        return self._trained.vectors.distance(self.vocabulary.encode([condition])[0])
+
+    @property
+    def _trained(self) -> _Trained:
+        """What was trained on, made again when that, or the vectors, change."""
+        key = (self._conditions_of_training, self.vocabulary)
+        made_for, trained = vars(self).get("_trained_of", ((None, None), None))
+        if trained is None or any(old is not new for old, new in zip(made_for, key, strict=True)):
+            from_control = set(self._types_with_controls().tolist())
+            sets = {members for (members, _), _ in self._conditions_of_training}
+            counts = self.trained_cells_
+            trained = _Trained(
+                sets=sets,
+                members={member for members in sets for member in members},
+                together={(m, label) for (m, _), label in self._conditions_of_training if label in from_control},
+                cells=None if counts is None else dict(zip(self._conditions_of_training, counts, strict=True)),
+                vectors=self.vocabulary.members([Condition("", *k) for k in {k for k, _ in key[0]}]),
+            )
+            self._trained_of = (key, trained)
+        return trained

@@ -14,7 +14,7 @@ from scvi import settings
 
 from cfmvc_scvi._constants import AUTO, CONVENTIONAL_OBS, CONVENTIONAL_OBSM
 from cfmvc_scvi._messages import close_matches
-from cfmvc_scvi._rows import DiskRows, is_on_disk
+from cfmvc_scvi._rows import DiskRows, is_on_disk, with_one_index_type
 from cfmvc_scvi._types import obs_of
 from cfmvc_scvi.registration.conventions import USUAL_NAMES, say_what_was_found, usual_column, usual_columns
 from cfmvc_scvi.registration.labels import (
@@ -157,7 +157,7 @@ def counts_matrix(adata: AnnData, layer: str | None) -> Any:
             f"`adata.layers[{layer!r}] = adata.X.copy()` first."
         )
     matrix = adata.X if layer is None else adata.layers[layer]
-    return DiskRows(matrix, counts_name(layer)) if is_on_disk(matrix) else matrix
+    return DiskRows(matrix, counts_name(layer)) if is_on_disk(matrix) else with_one_index_type(matrix)
 
 
 def counts_name(layer: str | None) -> str:
