@@ -29,7 +29,7 @@ class NegativeBinomial(Likelihood):
         latent, afterwards it is what the latent leaves of the overdispersion around the means of populations, as cells
         outside training show (:meth:`leave_to_latent`).
     learned_log_theta
-        What training ended with, shape (n_genes,), NaN before that. It belongs to the decoded means of single cells,
+        What training ended with, shape (n_genes,), infinite before that. It belongs to the decoded means of single cells,
         which hold part of their noise: changes of observed cells are predicted with it.
     start_log_theta
         Start value of training, shape (n_genes,): the overdispersion around the means of populations.
@@ -42,7 +42,7 @@ class NegativeBinomial(Likelihood):
         super().__init__(n_genes)
         self.log_theta = nn.Parameter(torch.zeros(n_genes))
         for name in ("start_log_theta", "learned_log_theta"):
-            self.register_buffer(name, torch.full((n_genes,), torch.nan))
+            self.register_buffer(name, torch.full((n_genes,), torch.inf))
 
     @property
     def bounded_log_theta(self) -> Tensor:
@@ -63,7 +63,7 @@ class NegativeBinomial(Likelihood):
     @property
     def overdispersion(self) -> np.ndarray | None:
         """See :attr:`Likelihood.overdispersion`; here that of the start values."""
-        known = not self.start_log_theta.isnan().any()
+        known = not self.start_log_theta.isinf().any()
         return np.exp(-self.start_log_theta.cpu().numpy().astype(np.float64)) if known else None
 
     @torch.no_grad()
@@ -76,9 +76,9 @@ class NegativeBinomial(Likelihood):
     @torch.no_grad()
     def back_to_training(self) -> None:
         """See :meth:`Likelihood.back_to_training`."""
-        if not self.learned_log_theta.isnan().any():
+        if not self.learned_log_theta.isinf().any():
             self.log_theta.copy_(self.learned_log_theta)
-            self.learned_log_theta.fill_(torch.nan)
+            self.learned_log_theta.fill_(torch.inf)
 
     def log_prob(
         self, x: Real[Tensor, "n n_genes"], log_mean: Float[Tensor, "*draws n n_genes"]
@@ -121,7 +121,7 @@ class NegativeBinomial(Likelihood):
     def _log_theta_of_cells(self) -> Tensor:
         """Log of theta beside the decoded means of single cells."""
         learned = self.learned_log_theta
-        return self.bounded_log_theta if learned.isnan().any() else learned.clamp(*_LOG_THETA)
+        return self.bounded_log_theta if learned.isinf().any() else learned.clamp(*_LOG_THETA)
 
     def _theta_of_cells(self) -> np.ndarray:
         return self._log_theta_of_cells().exp().detach().cpu().numpy()
