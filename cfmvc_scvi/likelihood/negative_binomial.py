@@ -29,7 +29,7 @@ class NegativeBinomial(Likelihood):
         latent, afterwards it is what the latent leaves of the overdispersion around the means of populations, as cells
         outside training show (:meth:`leave_to_latent`).
     learned_log_theta
-        What training ended with, shape (n_genes,), infinite before that. It belongs to the decoded means of single cells,
+        What training ended with, shape (n_genes,), infinite before. It belongs to the decoded means of single cells,
         which hold part of their noise: changes of observed cells are predicted with it.
     start_log_theta
         Start value of training, shape (n_genes,): the overdispersion around the means of populations.
