@@ -37,6 +37,7 @@ import pandas as pd
 import protocol
 import scvi
 import torch
+from conditions import COLUMNS as SCORES
 from conditions import PATHWAYS
 from kang import RESULTS
 from protocol import CHOOSE_ON, CONFIRM_ON, few_training_types, load_kang, make_fold
@@ -46,14 +47,7 @@ from screens import simulated
 from cfmvc_scvi import CFMVC, metrics
 
 #: Columns of the results that ranks are made of, and column -> title in the printed tables.
-JUDGED = [
-    "pearson_delta",
-    "pearson_delta_top",
-    "mse_mean",
-    "mse_mean_top",
-    "energy_distance_top",
-    "energy_distance_pcs",
-]
+JUDGED = SCORES
 COLUMNS = {name: protocol.COLUMNS[name] for name in JUDGED} | {
     "cosine_delta": "cosine",
     "mse_weighted": "MSE |t|",

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from scipy import sparse
-from torch import Tensor
 
 from cfmvc_scvi._constants import CP10K
 from cfmvc_scvi._types import CellSplit
@@ -124,11 +123,22 @@ def keep_signal(
     if (signal == 1.0).all():
         return log_share
     population = np.unique(population, return_inverse=True)[1]
-    member, n = _members(population)
-    kept = signal * (log_share - ((member @ log_share) / n[:, None])[population])
+    member, _ = _members(population)
+    kept = signal * _deviation(log_share, population)
     weighted = member.multiply(library).tocsr()
     level = np.log((weighted @ np.exp(log_share)) / np.maximum(weighted @ np.exp(kept), 1e-30))
     return (level[population] + kept).astype(log_share.dtype)
+
+
+@torch.inference_mode()
+def drawn_shares(module: CFMVCModule, cells: CellTable, rng: np.random.Generator) -> Float[np.ndarray, "n n_genes"]:
+    """Log of the shares of every gene, decoded from one draw of both latents of each cell; shape (n, n_genes)."""
+    batch = cells.batch(slice(None)).to(module.device)
+    draws = []
+    for posterior in module.posterior_of(batch):
+        noise = torch.from_numpy(rng.standard_normal(tuple(posterior.loc.shape), dtype=np.float32))
+        draws.append(posterior.loc + posterior.scale * noise.to(module.device))
+    return module.decoder(*draws, batch.context.batch).cpu().numpy()
 
 
 @torch.inference_mode()
@@ -160,7 +170,7 @@ def held_out_spread(
     library = cells.library.astype(np.float64)
     rate = (member @ counts) / (member @ library)[:, None]
     mean = rate[population] * library[:, None]
-    deviation = hidden - ((member @ hidden) / n[:, None])[population]
+    deviation = _deviation(hidden, population)
     several = (n[population] > 1)[:, None]
     weight = several / (1.0 + overdispersion * mean)
     information = (weight * mean * deviation**2).sum(axis=0)
@@ -171,7 +181,7 @@ def held_out_spread(
     square = np.maximum((several * mean**2).sum(axis=0), 1e-12)
     explained = np.minimum(moved / square / overdispersion, _MOST_EXPLAINED)
     cells, population = training
-    drawn = _drawn_shares(module, cells, seed)
+    drawn = drawn_shares(module, cells, np.random.default_rng(seed))
     signal = _factor(drawn, cells.library, population, explained * overdispersion)
     return HeldOutSpread(explained, signal.astype(np.float32))
 
@@ -180,6 +190,12 @@ def _members(population: np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray]:
     """Indicator of the cells of every population (n_populations, n), and how many they are."""
     member = sparse.csr_matrix((np.ones(len(population)), (population, np.arange(len(population)))))
     return member, np.asarray(member.sum(axis=1)).ravel()
+
+
+def _deviation(log_share: np.ndarray, population: np.ndarray) -> np.ndarray:
+    """Log shares (n, n_genes) less the mean of their population."""
+    member, n = _members(population)
+    return log_share - ((member @ log_share) / n[:, None])[population]
 
 
 def _towards_typical(score: np.ndarray, information: np.ndarray) -> np.ndarray:
@@ -212,19 +228,6 @@ def _decoded_while_hidden(module: CFMVCModule, cells: CellTable, counts: np.ndar
     return out
 
 
-def _drawn_shares(module: CFMVCModule, cells: CellTable, seed: int) -> np.ndarray:
-    """Log of the shares (n, n_genes) decoded from draws of both latents."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(normal: torch.distributions.Normal) -> Tensor:
-        noise = torch.randn(normal.loc.shape, generator=generator).to(normal.loc.device)
-        return normal.loc + normal.scale * noise
-
-    batch = cells.batch(slice(None)).to(module.device)
-    intrinsic, technical = module.posterior_of(batch)
-    return module.decoder(draw(intrinsic), draw(technical), batch.context.batch).cpu().numpy()
-
-
 def _factor(log_share: np.ndarray, library: np.ndarray, population: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Factor on the deviations, 0 to 1, with which means vary around their population's by ``wanted`` of its square."""
     member, n = _members(population)
@@ -232,7 +235,7 @@ def _factor(log_share: np.ndarray, library: np.ndarray, population: np.ndarray, 
     several = (n[population] > 1)[:, None]
     mean = library[:, None] * (weighted @ np.exp(log_share))[population]
     square = np.maximum((several * mean**2).sum(axis=0), 1e-30)
-    deviation = log_share - ((member @ log_share) / n[:, None]).astype(np.float32)[population]
+    deviation = _deviation(log_share, population).astype(np.float32)
     low, high = np.zeros(len(wanted)), np.ones(len(wanted))
     for _ in range(_N_HALVINGS):
         middle = (low + high) / 2

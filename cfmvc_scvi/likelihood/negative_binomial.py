@@ -69,6 +69,7 @@ class NegativeBinomial(Likelihood):
     @torch.no_grad()
     def leave_to_latent(self, explained: np.ndarray) -> None:
         """See :meth:`Likelihood.leave_to_latent`; theta becomes 1 / ((1 - explained) x overdispersion)."""
+        self.back_to_training()
         self.learned_log_theta.copy_(self.log_theta)
         left = torch.from_numpy(np.log1p(-explained).astype(np.float32)).to(self.log_theta.device)
         self.log_theta.copy_(self.start_log_theta - left)

@@ -13,8 +13,7 @@ from scipy import sparse
 
 from cfmvc_scvi._base import ModelBase, as_rows, single_precision
 from cfmvc_scvi._types import obs_of
-from cfmvc_scvi.calibration.held_out_spread import keep_signal, populations_of
-from cfmvc_scvi.cells.table import CellTable
+from cfmvc_scvi.calibration.held_out_spread import drawn_shares, keep_signal, populations_of
 from cfmvc_scvi.registration.keys import perturbation_labels
 from cfmvc_scvi.registration.spelling import texts_of
 
@@ -107,10 +106,12 @@ class PredictiveCheckMixin(ModelBase):
         context, condition = cells.context, self._conditions_of(data).code
         condition = condition if indices is None else condition[as_rows(indices, data.n_obs, data.obs_names)]
         population = populations_of(context.batch.numpy(), context.labels.numpy(), condition)
+        signal = self.module.eval().gene_signal.cpu().numpy()
         order = np.argsort(population, kind="stable")  # populations are drawn together
         for rows in np.split(order, range(batch_size, len(cells), batch_size)):
             part = cells.take(rows)
-            mean = self._drawn_means(part, population[rows], batch_size, rng)
+            share = keep_signal(drawn_shares(self.module, part, rng), part.library, population[rows], signal)
+            mean = np.exp(share) * part.library[:, None]
             seen.add(part.dense(slice(None)), code[rows])
             drawn.add(self.module.likelihood.draw(mean, rng), code[rows])
         return PredictiveCheck(_by_gene(seen, drawn, self._var_names), _by_population(seen, drawn, names))
@@ -122,23 +123,6 @@ class PredictiveCheckMixin(ModelBase):
         if groupby not in data.obs:
             raise KeyError(f"`groupby` is {groupby!r}; `adata.obs` has {sorted(map(str, data.obs.columns))}.")
         return texts_of(obs_of(data)[groupby]).astype(str)
-
-    def _drawn_means(
-        self, cells: CellTable, population: np.ndarray, batch_size: int, rng: np.random.Generator
-    ) -> np.ndarray:
-        """Means of the counts (n, n_genes) by a draw of both latents."""
-        device = self.module.device
-        posterior = self._encode(cells, batch_size)
-
-        def draw(center: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
-            noise = torch.from_numpy(rng.standard_normal(tuple(center.shape), dtype=np.float32))
-            return (center + width * noise).to(device)
-
-        intrinsic = draw(posterior.mean, posterior.scale)
-        technical = draw(posterior.technical_mean, posterior.technical_scale)
-        log_share = self.module.decoder(intrinsic, technical, cells.context.batch.to(device)).cpu().numpy()
-        log_share = keep_signal(log_share, cells.library, population, self.module.gene_signal.cpu().numpy())
-        return np.exp(log_share) * cells.library[:, None]
 
 
 class _Sums:

@@ -21,6 +21,9 @@ from cfmvc_scvi.prediction.support import SupportMixin
 from cfmvc_scvi.registration.spelling import as_list, known_spelling
 from cfmvc_scvi.registration.vocabulary import Condition
 
+#: Unit of effects.
+EFFECT_UNITS = "change of mean log1p of counts per 10,000 (natural log)"
+
 
 class EffectMixin(RequestMixin, SupportMixin):
     """Gene effects of :class:`~cfmvc_scvi.CFMVC`.
@@ -118,7 +121,7 @@ class EffectMixin(RequestMixin, SupportMixin):
             "labels": [self.cell_types[code] for code in codes],
             "support": [str(value) for value in self._support(condition, codes)],
             "confounded_with_batch": bool(self._confounded([condition])),
-            "units": "change of mean log1p of counts per 10,000 (natural log)",
+            "units": EFFECT_UNITS,
             "level": level,
             "min_change": min_change,
             "fdr": fdr,

@@ -22,7 +22,7 @@ from cfmvc_scvi._constants import CFMVC_KEYS
 from cfmvc_scvi._messages import unknown_choice
 from cfmvc_scvi.flow import Adaptive
 from cfmvc_scvi.io.codec import to_plain
-from cfmvc_scvi.model.effects import EffectMixin, check_probabilities, effect_table
+from cfmvc_scvi.model.effects import EFFECT_UNITS, EffectMixin, check_probabilities, effect_table
 from cfmvc_scvi.prediction.output import Output, make_output
 from cfmvc_scvi.prediction.predict import PredictionMixin
 from cfmvc_scvi.prediction.request import UNITS, PredictionCall, Request
@@ -32,8 +32,6 @@ from cfmvc_scvi.registration.spelling import number_text
 
 #: Layers of the effects of a screen, beside the effect itself in ``X``.
 EFFECT_LAYERS = ("expression", "sd", "lower", "upper", "lfsr")
-#: Unit of the effects.
-EFFECT_UNITS = "change of mean log1p of counts per 10,000 (natural log)"
 #: Conditions whose effects are one block.
 _EFFECTS_PER_BLOCK = 32
 #: Cells from which the size of drawn counts is guessed, and what drawing may add.

@@ -179,7 +179,9 @@ class TrainingMixin(ModelBase):
         )
         resumed = None if checkpoints is None else checkpoints.begin(self._training_state(), "vae", arguments)
         if resumed is not None and (resumed["stage"] == "flow" or resumed["finished"]):
-            return None if resumed["stage"] == "flow" else self._finish_vae(self._read(adata))
+            if resumed["stage"] == "vae":
+                self._finish_vae(self._read(adata))
+            return
         if self.split_ is None or (resumed is None and (train_size is not None or validation_size is not None)):
             self._set_split(split_cells(adata.n_obs, train_size, validation_size, self._seed))
         cells = self._read(adata)
@@ -279,8 +281,7 @@ class TrainingMixin(ModelBase):
 
     def _finish_vae(self, cells: CellTable) -> None:
         """What stage 1 ends with once the weights are there: the spread of counts, from cells outside training."""
-        found = self._conditions_of(self._require_adata("train"))
-        set_spread(self.module, cells, found.code, self._split, self._seed)
+        set_spread(self.module, cells, self._conditions_of(self._require_adata("train")).code, self._split, self._seed)
         self.is_vae_trained_ = True
 
     def _finish_flow(self, cache: LatentCache, populations: Populations) -> None:

@@ -375,14 +375,15 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
     @torch.inference_mode()
     def sample(self, tensors: dict[str, Tensor], n_samples: int = 1, generative_kwargs: dict | None = None) -> Tensor:
         """Counts drawn from the posterior predictive distribution, shape (n, n_genes[, n_samples])."""
-        _, generative = self.forward(
+        inference, generative = self.forward(
             tensors,
             inference_kwargs={"n_samples": n_samples},
             generative_kwargs=generative_kwargs,
             compute_loss=False,
         )
-        px = generative[MODULE_KEYS.PX_KEY]
-        drawn = self.likelihood.distribution_of_cells(px.mean, px.scale).sample()
+        log_mean = generative["log_mean"]
+        share = (log_mean - inference[MODULE_KEYS.LIBRARY_KEY]).exp()
+        drawn = self.likelihood.distribution_of_cells(log_mean.exp(), share).sample()
         return (drawn.permute(1, 2, 0) if n_samples > 1 else drawn).cpu()
 
 

@@ -101,11 +101,11 @@ class SupportMixin(ModelBase):
 
     def _confounded(self, conditions: Sequence[Condition]) -> list[str]:
         """Which of the conditions hold what was measured only in batches without control cells, with a warning."""
-        confounded = {members for members, _ in self.confounded_ or ()}
-        clear = {members for (members, _), _ in self._conditions_of_training} - confounded
-        elsewhere = {member for members in clear for member in members}
-        doubtful = {member for members in confounded for member in members} - elsewhere
-        found = [condition.label for condition in conditions if doubtful.intersection(condition.members)]
+        confounded = set(self.confounded_ or ())
+        clear = {key for key, _ in self._conditions_of_training} - confounded
+        elsewhere = {member for members, _ in clear for member in members}
+        doubtful = {member for members, _ in confounded for member in members} - elsewhere
+        found = list(dict.fromkeys(one.label for one in conditions if doubtful.intersection(one.members)))
         if found:
             warnings.warn(
                 f"{shortened(found)}: measured only in batches without control cells (adata.obs"
