@@ -11,6 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from cfmvc_scvi.train.processes import several, total
+
 if TYPE_CHECKING:
     from cfmvc_scvi.module import CFMVCModule
 
@@ -48,9 +50,12 @@ class EpochSums:
         self.n_cells += n_cells
 
     def means(self) -> Tensor:
-        """Means over the cells of the epoch, one per loss."""
+        """Means over the cells of the epoch, one per loss; over those of all processes, which all have to call it."""
         assert self._sums is not None, "means of no batches"
-        return self._sums / self.n_cells
+        if not several():
+            return self._sums / self.n_cells
+        *sums, n_cells = total(torch.cat([self._sums.double(), self._sums.new_tensor([self.n_cells]).double()]))
+        return (torch.stack(sums) / n_cells).to(self._sums.dtype)
 
 
 def reject_unknown(argument: str, given: dict[str, Any], *accepted_by: Callable) -> None:
