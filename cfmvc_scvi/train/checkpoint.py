@@ -17,7 +17,7 @@ from cfmvc_scvi.cells import CountLoader, PairLoader
 from cfmvc_scvi.io.archive import archive_exists, read_archive, write_archive
 from cfmvc_scvi.io.files import write_error
 from cfmvc_scvi.train.parts import callbacks_of, networks_of
-from cfmvc_scvi.train.processes import from_first, several, share_random_state
+from cfmvc_scvi.train.processes import from_first, keep_buffers, several, share_random_state
 from cfmvc_scvi.train.state import STAGE_NAMES, ModelState, Stage, StageArguments
 
 _NAME, _WHAT = "checkpoint", "a checkpoint of the training"
@@ -137,6 +137,7 @@ class EpochKeeper(Callback):
         """Put optimisers, schedulers, callbacks and counters where they were."""
         if several():
             torch.set_rng_state(self._random)  # Lightning has seeded anew when it connected the processes
+            keep_buffers(trainer)
         if self._resumed is not None:
             restore_trainer(trainer, pl_module, self._resumed)
 

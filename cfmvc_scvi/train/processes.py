@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from cfmvc_scvi._compat import common_store, start_method
 
@@ -132,6 +133,13 @@ def share_random_state(device: torch.device) -> None:
     torch.set_rng_state(cpu)
     if gpu is not None:
         torch.cuda.set_rng_state(gpu, device)
+
+
+def keep_buffers(trainer: Trainer) -> None:
+    """Spare every step the broadcast of the buffers, which are equal since DDP was set up and which no step changes."""
+    wrapped = trainer.strategy.model
+    if isinstance(wrapped, DistributedDataParallel):
+        wrapped.broadcast_buffers = False
 
 
 def save_once(path: str | os.PathLike, write: Callable[[], None]) -> None:
