@@ -92,13 +92,7 @@ def run_stage(
         trainer_kwargs["simple_progress_bar"] = False  # scvi-tools' bar does not say which stage it is
     _take_over_early_stopping(trainer_kwargs)
     stopped = None
-    with (
-        TemporaryDirectory() as scratch,
-        _own_history(fitted),
-        _restored_modes(fitted),
-        _restored_interrupts(),
-        quiet_lightning(),
-    ):
+    with TemporaryDirectory() as scratch, quiet_lightning():
         if devices not in ("auto", 1) or "strategy" in trainer_kwargs:
             trainer_kwargs.setdefault("log_save_dir", scratch)  # where copies of this process leave their history
         runner = TrainRunner(
@@ -118,18 +112,19 @@ def run_stage(
         bring_back = state.reset(stage)
         if resumed is not None:
             data.first_epoch = resumed["epoch"]
-        try:
-            runner()
-            keeper.finish(trainer, plan, fitted.history_)
-        except (SystemExit, KeyboardInterrupt, OSError) as error:
-            stopped = _interruption(error, keeper)
-            if stopped is None:
-                raise
-            if isinstance(stopped, KeyboardInterrupt):
-                let_go()
-            keeper.take_back(plan)
-            model.to_device(runner.device)
-        fitted.history_ = from_first(lambda: fitted.history_)
+        with _own_history(fitted), _restored_modes(fitted), _restored_interrupts():
+            try:
+                runner()
+                keeper.finish(trainer, plan, fitted.history_)
+            except (SystemExit, KeyboardInterrupt, OSError) as error:
+                stopped = _interruption(error, keeper)
+                if stopped is None:
+                    raise
+                if isinstance(stopped, KeyboardInterrupt):
+                    let_go()
+                keeper.take_back(plan)
+                model.to_device(runner.device)
+            fitted.history_ = from_first(lambda: fitted.history_)
     if stopped is None:
         return None
     if not keeper.finished_epochs:
