@@ -16,8 +16,8 @@ from lightning.pytorch.callbacks import Callback
 from cfmvc_scvi.cells import CountLoader, PairLoader
 from cfmvc_scvi.io.archive import archive_exists, read_archive, write_archive
 from cfmvc_scvi.io.files import write_error
-from cfmvc_scvi.train.parts import callbacks_of, networks_of
-from cfmvc_scvi.train.processes import from_first, keep_buffers, several, share_random_state
+from cfmvc_scvi.train.parts import networks_of
+from cfmvc_scvi.train.processes import callbacks_of, from_first, keep_buffers, several, share_random_state
 from cfmvc_scvi.train.state import STAGE_NAMES, ModelState, Stage, StageArguments
 
 _NAME, _WHAT = "checkpoint", "a checkpoint of the training"

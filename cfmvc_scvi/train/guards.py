@@ -11,8 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from cfmvc_scvi.train.parts import callbacks_of, networks_of
-from cfmvc_scvi.train.processes import several, total
+from cfmvc_scvi.train.parts import networks_of
+from cfmvc_scvi.train.processes import callbacks_of, several, total
 
 #: Losses above these multiples of the reference are divergence: in any epoch, and in the last.
 _ANY_EPOCH, _LAST_EPOCH = 10.0, 3.0

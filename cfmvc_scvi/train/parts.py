@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from cfmvc_scvi.train.processes import several, total
@@ -20,11 +19,6 @@ if TYPE_CHECKING:
 def networks_of(plan: LightningModule) -> CFMVCModule:
     """Networks that a plan trains; Lightning knows any attribute of it as a tensor or a module."""
     return cast("CFMVCModule", plan.module)
-
-
-def callbacks_of(trainer: Trainer) -> list[Callback]:
-    """Callbacks of a trainer, which does not declare them."""
-    return cast(Any, trainer).callbacks
 
 
 def set_modes(*, trained: Iterable[nn.Module], frozen: Iterable[nn.Module]) -> None:

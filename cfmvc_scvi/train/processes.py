@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
+from scvi.train import SaveCheckpoint
 from torch import Tensor, distributed
 from torch.nn.parallel import DistributedDataParallel
 
@@ -229,7 +231,8 @@ def check_processes(trainer: Trainer, batch_size: int, n_train: int) -> None:
     Raises
     ------
     ValueError
-        For strategies other than DDP, GPUs in a notebook, and batches too small to be shared out.
+        For strategies other than DDP, GPUs in a notebook, scvi-tools' own checkpoints, and batches too small to be
+        shared out.
     RuntimeError
         After an interruption that ended the other processes.
     """
@@ -253,11 +256,21 @@ def check_processes(trainer: Trainer, batch_size: int, n_train: int) -> None:
             "An earlier training was interrupted, and its other processes have ended: start the script again. With "
             "`checkpoint_dir=` and `resume=True` it goes on from the last epoch."
         )
+    if any(isinstance(callback, SaveCheckpoint) for callback in callbacks_of(trainer)):
+        raise ValueError(
+            "scvi-tools' SaveCheckpoint, and `enable_checkpointing=True`, would write and delete the same files in "
+            f"{n} processes: leave them out, and pass `checkpoint_dir=` to keep the state after every epoch; or `devices=1`."
+        )
     if min(batch_size, n_train) < _FEWEST_CELLS * n:
         raise ValueError(
             f"A step has {min(batch_size, n_train)} cells ({n_train} training cells, batches of {batch_size}), which "
             f"{n} processes cannot share: pass batch sizes of at least {_FEWEST_CELLS * n}, or fewer `devices`."
         )
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Callbacks of a trainer, which does not declare them."""
+    return cast(Any, trainer).callbacks
 
 
 def makes_copies(trainer: Trainer) -> bool:

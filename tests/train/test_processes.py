@@ -15,7 +15,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from scvi.train import SaveCheckpoint
 from torch import distributed
 
 from cfmvc_scvi import CFMVC
@@ -104,7 +106,7 @@ def test_one_device_for_several_processes_of_torchrun_is_refused(environment, mo
 
 def trainer_of(start: str = "popen", device: str = "cpu", world_size: int = 2, kind=DDPStrategy):
     strategy = kind(parallel_devices=[torch.device(device)], start_method=start) if kind is DDPStrategy else kind()
-    return SimpleNamespace(world_size=world_size, strategy=strategy)
+    return SimpleNamespace(world_size=world_size, strategy=strategy, callbacks=[Callback()])
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,15 @@ def trainer_of(start: str = "popen", device: str = "cpu", world_size: int = 2, k
 def test_processes_that_cannot_train_together_are_refused(trainer, batch_size, problem):
     with pytest.raises(ValueError, match=problem):
         processes.check_processes(trainer, batch_size, 100)
+
+
+def test_checkpoints_that_every_process_would_write_are_refused(tmp_path):
+    trainer = trainer_of()
+    trainer.callbacks.append(SaveCheckpoint(dirpath=str(tmp_path), monitor="elbo_validation"))
+    with pytest.raises(ValueError, match=r"SaveCheckpoint.*2 processes: leave them out, and pass `checkpoint_dir=`"):
+        processes.check_processes(trainer, 64, 100)
+    trainer.world_size = 1
+    processes.check_processes(trainer, 64, 100)
 
 
 def test_gpus_in_a_notebook_are_refused_with_what_to_do(monkeypatch):
