@@ -259,7 +259,8 @@ def check_processes(trainer: Trainer, batch_size: int, n_train: int) -> None:
     if any(isinstance(callback, SaveCheckpoint) for callback in callbacks_of(trainer)):
         raise ValueError(
             "scvi-tools' SaveCheckpoint, and `enable_checkpointing=True`, would write and delete the same files in "
-            f"{n} processes: leave them out, and pass `checkpoint_dir=` to keep the state after every epoch; or `devices=1`."
+            f"{n} processes: leave them out, and pass `checkpoint_dir=` to keep the state after every epoch; or pass "
+            "`devices=1`."
         )
     if min(batch_size, n_train) < _FEWEST_CELLS * n:
         raise ValueError(
