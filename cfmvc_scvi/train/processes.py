@@ -8,6 +8,7 @@ through a group of their own on the CPU, in which waiting has no end while the o
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -67,9 +68,12 @@ def is_first() -> bool:
     return all(int(os.environ.get(name, 0)) == 0 for name in own)
 
 
-def let_go() -> None:
-    """Go on alone: Ctrl-C has ended the other processes, or left them elsewhere."""
+def let_go(trainer: Trainer) -> None:
+    """Go on alone after Ctrl-C: end the copies that a fit runs in; other processes have ended, or know it."""
     _here.interrupted = _here.interrupted or connected()
+    launcher = trainer.strategy.launcher
+    if launcher is not None and makes_copies(trainer):
+        launcher.kill(signal.SIGKILL)
 
 
 # ---- what they tell each other ----------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def run_stage(
                 if stopped is None:
                     raise
                 if isinstance(stopped, KeyboardInterrupt):
-                    let_go()
+                    let_go(trainer)
                 keeper.take_back(plan)
                 model.to_device(runner.device)
             fitted.history_ = from_first(lambda: fitted.history_)

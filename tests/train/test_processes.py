@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_the_first_process_is_known_before_they_are_connected(environment, told,
 
 
 def test_a_process_alone_talks_to_itself(tmp_path):
-    processes.let_go()  # from nobody
+    processes.let_go(trainer_of(kind=SingleDeviceStrategy, world_size=1))  # of nobody
     values = torch.ones(3)
     state = torch.get_rng_state()
     processes.share_random_state(torch.device("cpu"))
@@ -149,6 +150,14 @@ def test_an_interruption_is_remembered(monkeypatch):
 def test_strategies_that_copy_the_process(start, copies):
     assert processes.makes_copies(trainer_of(start)) is copies
     assert not processes.makes_copies(trainer_of(kind=SingleDeviceStrategy))
+
+
+@pytest.mark.parametrize(("start", "ended"), [("fork", [signal.SIGKILL]), ("popen", [])])
+def test_ctrl_c_ends_the_copies(start, ended):
+    trainer, killed = trainer_of(start), []
+    trainer.strategy._launcher = SimpleNamespace(kill=killed.append)
+    processes.let_go(trainer)
+    assert killed == ended and not processes._here.interrupted
 
 
 # ---- two processes ------------------------------------------------------------------------------------------------
