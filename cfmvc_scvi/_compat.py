@@ -1,4 +1,4 @@
-"""The only place that imports private names of scvi-tools or depends on its version."""
+"""The only place that imports private names of scvi-tools, Lightning and torch, or depends on their versions."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import numpy as np
 import rich.pretty  # noqa: F401  # scvi-tools' view_anndata_setup() uses it without importing it
 import torch
 from anndata import AnnData
+from lightning.pytorch.strategies import DDPStrategy
 from scvi.data._constants import _MANAGER_UUID_KEY
 from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 from scvi.module._constants import MODULE_KEYS
 from scvi.train._progress import ProgressBar
+from torch.distributed import distributed_c10d
 
 __all__ = [
     "MODULE_KEYS",
     "ProgressBar",
+    "common_store",
     "deregister",
     "forget_registered",
     "forget_with",
@@ -26,6 +29,7 @@ __all__ = [
     "parse_device",
     "read_pickled_model",
     "registered_codes",
+    "start_method",
 ]
 
 
@@ -90,3 +94,13 @@ def read_pickled_model(dir_path: str, prefix: str | None = None) -> dict[str, An
     """
     path = os.path.join(dir_path, f"{prefix or ''}model.pt")
     return torch.load(path, map_location="cpu", weights_only=False)
+
+
+def start_method(strategy: DDPStrategy) -> str:
+    """How a strategy starts its processes: ``"popen"`` (the script again), ``"fork"``, ``"spawn"``, ..."""
+    return strategy._start_method
+
+
+def common_store() -> Any:
+    """Keys and values that all connected processes see."""
+    return distributed_c10d._get_default_store()

@@ -70,10 +70,55 @@ class FlowContext:
 
 
 @dataclass(frozen=True)
+class Part:
+    """The cells of a batch that one of several processes has: neighbours, as many as the others have or one more.
+
+    Attributes
+    ----------
+    index, count
+        Number of the process, from 0, and number of processes.
+    n
+        Cells of the whole batch, at least ``count``.
+    """
+
+    index: int
+    count: int
+    n: int
+
+    @property
+    def rows(self) -> slice:
+        """Rows of the whole batch."""
+        return slice(self.index * self.n // self.count, (self.index + 1) * self.n // self.count)
+
+    @property
+    def weight(self) -> float:
+        """Factor of the mean over these cells that makes the mean over the processes the one over the whole batch."""
+        return self.count * (self.rows.stop - self.rows.start) / self.n
+
+
+def drawn(draw: Callable[[int], Tensor], n: int, part: Part | None) -> Tensor:
+    """Random numbers for ``n`` cells; for those of one process, its rows of what is drawn for the whole batch.
+
+    All processes draw from the same state, so together they have the numbers that one process would have.
+
+    Parameters
+    ----------
+    draw
+        Draws for a number of cells, one row per cell.
+    n
+        Cells at hand.
+    part
+        Which cells of the batch these are; ``None`` for all.
+    """
+    return draw(n) if part is None else draw(part.n)[part.rows]
+
+
+@dataclass(frozen=True)
 class FlowBatch:
     """Paired points of stage 2: sources, targets, and what is known of the targets.
 
-    ``condition`` holds one code, shape (n,), for all targets of one perturbation vector ``p``.
+    ``condition`` holds one code, shape (n,), for all targets of one perturbation vector ``p``; ``part`` says which
+    cells of a batch these are that several processes share.
     """
 
     z0: Tensor
@@ -81,13 +126,14 @@ class FlowBatch:
     context: FlowContext
     p: Tensor
     condition: Tensor | None = None
+    part: Part | None = None
 
     def __len__(self) -> int:
         return len(self.z0)
 
     def to(self, device: torch.device | str) -> FlowBatch:
         """The same on another device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "part"}
         return replace(self, **{name: value.to(device) for name, value in values.items() if value is not None})
 
 
@@ -122,6 +168,8 @@ class CountBatch:
         Whether all counts are whole numbers.
     normalized
         :attr:`lognorm`, where it is known.
+    part
+        Which cells of a batch these are that several processes share; ``None`` for all.
     """
 
     counts: SparseRows
@@ -130,6 +178,7 @@ class CountBatch:
     has_size_factor: bool = False
     whole: bool = True
     normalized: SparseRows | None = None
+    part: Part | None = None
 
     def __len__(self) -> int:
         return len(self.library)

@@ -8,7 +8,7 @@ import torch
 from scipy import sparse
 
 from cfmvc_scvi._sparse import SparseRows
-from cfmvc_scvi._types import CellSplit, CountBatch, FlowBatch, FlowContext, at_least_float32
+from cfmvc_scvi._types import CellSplit, CountBatch, FlowBatch, FlowContext, Part, at_least_float32, drawn
 
 
 @pytest.fixture
@@ -76,3 +76,26 @@ def test_counts_that_are_normalised_and_cut_are_the_same_either_way(context):
 def test_precision_is_raised_and_never_lowered():
     dtypes = [at_least_float32(torch.ones(1, dtype=d)).dtype for d in (torch.bfloat16, torch.float32, torch.float64)]
     assert dtypes == [torch.float32, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("n", [3, 7, 8, 128])
+def test_parts_make_up_the_batch(n):
+    parts = [Part(index, 3, n) for index in range(3)]
+    sizes = [part.rows.stop - part.rows.start for part in parts]
+    assert [i for part in parts for i in range(n)[part.rows]] == list(range(n)) and max(sizes) - min(sizes) <= 1
+    values = np.random.default_rng(0).normal(size=n)
+    assert np.mean([values[part.rows].mean() * part.weight for part in parts]) == pytest.approx(values.mean())
+
+
+def test_processes_together_draw_what_one_draws():
+    def draw(n: int) -> torch.Tensor:
+        return torch.rand(n, generator=torch.Generator().manual_seed(0))
+
+    parts = [Part(index, 2, 5) for index in range(2)]
+    pieces = [drawn(draw, part.rows.stop - part.rows.start, part) for part in parts]
+    assert torch.equal(torch.cat(pieces), drawn(draw, 5, None))
+
+
+def test_a_part_goes_along_to_a_device(context):
+    batch = FlowBatch(torch.zeros(6, 2), torch.zeros(6, 2), context, torch.zeros(6, 1), part=Part(0, 2, 12))
+    assert batch.to("meta").part == batch.part

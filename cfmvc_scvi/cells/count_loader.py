@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
-from cfmvc_scvi._types import CellSplit, CountBatch
+from cfmvc_scvi._types import CellSplit, CountBatch, Part
 from cfmvc_scvi.cells.count_source import CountSource
+from cfmvc_scvi.cells.split import shard_of
 
 #: Share of the free memory of a GPU that the counts may take with ``data_on_device="auto"``.
 DEVICE_BUDGET = 0.4
@@ -38,7 +41,8 @@ class CountLoader:
     first_epoch
         Number of the first pass: a run that is resumed sets it to the epochs already done.
     shard
-        Index of this process and number of processes: each gets its share of every pass, all of one size.
+        Index of this process and number of processes: each gets its :class:`~cfmvc_scvi._types.Part` of every batch.
+        Fewer cells at the end of a pass than there are processes go to the batch before.
     """
 
     def __init__(
@@ -64,21 +68,26 @@ class CountLoader:
         self._passes = 0
 
     def __len__(self) -> int:
-        whole, rest = divmod(len(self.rows) // self.shard[1], self.batch_size)
-        return whole if self.drop_last or not rest else whole + 1
+        whole, rest = divmod(len(self.rows), self.batch_size)
+        is_batch = rest >= self.shard[1] or (rest > 0 and whole == 0)
+        return whole + 1 if is_batch and not self.drop_last else whole
 
     def __iter__(self) -> Iterator[CountBatch]:
-        index, n_shards = self.shard
-        size = max(1, self.source.n_gathered // self.batch_size) * self.batch_size
+        together = max(1, self.source.n_gathered // self.batch_size)
         order = self.rows
         if self.shuffle:
             rng = np.random.default_rng([self.seed, self.first_epoch + self._passes])
-            order = self.source.order(self.rows, rng, size * n_shards)
+            order = self.source.order(self.rows, rng, together * self.batch_size)
         self._passes += 1
-        order = order[index : len(order) // n_shards * n_shards : n_shards]
-        order = order[: len(self) * self.batch_size]
-        for start in range(0, len(order), size):
-            yield from self.source.batches(order[start : start + size], self.batch_size)
+        if self.drop_last:
+            order = order[: len(self) * self.batch_size]
+        batches = np.split(order, range(self.batch_size, len(self) * self.batch_size, self.batch_size))
+        for start in range(0, len(self), together):
+            for n, same in groupby(batches[start : start + together], key=len):
+                part = Part(*self.shard, n)
+                rows = np.concatenate([batch[part.rows] for batch in same])
+                for batch in self.source.batches(rows, part.rows.stop - part.rows.start):
+                    yield batch if part.count == 1 else replace(batch, part=part)
 
 
 class CountDataModule(LightningDataModule):
@@ -144,7 +153,7 @@ class CountDataModule(LightningDataModule):
         return batch if batch.library.device == device else batch.to(device)
 
     def _loader(self, rows: np.ndarray, **kwargs: Any) -> CountLoader:
-        shard = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        shard = shard_of(self.trainer, len(rows))
         return CountLoader(self._in_use, rows, self.batch_size, seed=self.seed, shard=shard, **kwargs)
 
     def _fits(self, device: torch.device) -> bool:

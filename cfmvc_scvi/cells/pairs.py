@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,8 @@ from lightning.pytorch import LightningDataModule
 from numpy.random import Generator
 from torch import Tensor
 
-from cfmvc_scvi._types import CellSplit, FlowBatch, FlowContext
+from cfmvc_scvi._types import CellSplit, FlowBatch, FlowContext, Part
+from cfmvc_scvi.cells.split import shard_of
 from cfmvc_scvi.cells.strata import matched_strata, rows_by_group, strata
 from cfmvc_scvi.cells.vectors import ConditionVectors
 from cfmvc_scvi.flow import Coupling
@@ -68,6 +70,9 @@ class PairLoader:
         Where the batches are made. A pass is drawn and paired on the CPU and brought there as a whole.
     first_epoch
         Number of the first pass: a pass depends on the seed and its number alone.
+    shard
+        Index of this process and number of processes: each draws the same pairs, and gets its
+        :class:`~cfmvc_scvi._types.Part` of every batch.
     """
 
     def __init__(
@@ -83,6 +88,7 @@ class PairLoader:
         spare_controls: np.ndarray | None = None,
         device: torch.device | str = "cpu",
         first_epoch: int = 0,
+        shard: tuple[int, int] = (0, 1),
     ) -> None:
         self.data = data
         self.rows = rows
@@ -93,6 +99,7 @@ class PairLoader:
         self.fixed = fixed
         self.device = device
         self.first_epoch = first_epoch
+        self.shard = shard
         self._passes = 0
         self._context = data.context.to(device)
         self._p = ConditionVectors(data.p, device)
@@ -110,7 +117,9 @@ class PairLoader:
         targets, z0, z1 = self._pair(rng, torch.Generator().manual_seed(int(rng.integers(2**63))))
         order = rng.permutation(len(targets))
         order, rows, z0, z1 = (torch.as_tensor(x).to(self.device) for x in (order, targets, z0, z1))
-        for chosen in order.tensor_split(len(self)):
+        for batch in order.tensor_split(len(self)):
+            part = Part(*self.shard, len(batch))
+            chosen = batch[part.rows]
             batch_rows = rows.index_select(0, chosen)
             condition = self._condition.index_select(0, batch_rows)
             yield FlowBatch(
@@ -119,6 +128,7 @@ class PairLoader:
                 context=self._context[batch_rows],
                 p=self._p.rows(condition),
                 condition=condition,
+                part=None if part.count == 1 else part,
             )
 
     def _pair(self, rng: Generator, noise: torch.Generator) -> tuple[np.ndarray, Tensor, Tensor]:
@@ -161,9 +171,8 @@ class LatentDataModule(LightningDataModule):
         self.train_idx, self.val_idx, self.test_idx = split.as_list()
         self.n_train, self.n_val = len(self.train_idx), len(self.val_idx)
         self._train_controls = self.train_idx[data.condition[self.train_idx] == 0]
-        self._make = lambda rows, **kwargs: PairLoader(
-            data, rows, coupling, source, batch_size, seed=seed, device=self._device, **kwargs
-        )
+        self.batch_size = batch_size
+        self._arguments: dict[str, Any] = {"data": data, "coupling": coupling, "source": source, "seed": seed}
 
     def train_dataloader(self) -> PairLoader:
         """Pairs of the training cells, new in every epoch."""
@@ -177,9 +186,11 @@ class LatentDataModule(LightningDataModule):
         """Move a batch to the device of the network, where it is not there already."""
         return batch if batch.z0.device == device else batch.to(device)
 
-    @property
-    def _device(self) -> torch.device | str:
-        return "cpu" if self.trainer is None else self.trainer.strategy.root_device
+    def _make(self, rows: np.ndarray, **kwargs: Any) -> PairLoader:
+        device = "cpu" if self.trainer is None else self.trainer.strategy.root_device
+        shard = shard_of(self.trainer, len(rows))
+        arguments = self._arguments | {"batch_size": self.batch_size, "device": device, "shard": shard}
+        return PairLoader(rows=rows, **arguments, **kwargs)
 
 
 def _group_rows(

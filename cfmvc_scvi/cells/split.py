@@ -1,8 +1,9 @@
-"""One seeded split of the cells, for both stages."""
+"""One seeded split of the cells, for both stages; and which share of them a process has."""
 
 from __future__ import annotations
 
 import numpy as np
+from lightning.pytorch import Trainer
 
 from cfmvc_scvi._types import CellSplit
 
@@ -35,3 +36,18 @@ def split_cells(n_cells: int, train_size: float | None, validation_size: float |
     cuts = [n_train, n_train + n_validation]
     train, validation, test = (np.sort(part) for part in np.split(rows, cuts))
     return CellSplit(train, validation, test)
+
+
+def shard_of(trainer: Trainer | None, n_cells: int) -> tuple[int, int]:
+    """Index of this process and number of processes that share the batches of some cells.
+
+    Parameters
+    ----------
+    trainer
+        What runs the processes; ``None`` outside a training.
+    n_cells
+        Cells to share. Where they are fewer than the processes, every process has them all.
+    """
+    if trainer is None or n_cells < trainer.world_size:
+        return 0, 1
+    return trainer.global_rank, trainer.world_size

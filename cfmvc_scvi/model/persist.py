@@ -32,6 +32,7 @@ from cfmvc_scvi.io.archive import (
 )
 from cfmvc_scvi.io.files import atomic_write, h5ad_size, require_space
 from cfmvc_scvi.registration.spelling import texts_of
+from cfmvc_scvi.train.processes import save_once
 
 _ARCHIVE, _PICKLE, _DATA = "model", "model.pt", "adata.h5ad"
 
@@ -56,7 +57,8 @@ class PersistenceMixin(ModelBase):
 
         The folder gets ``model.json`` (everything but arrays), ``model-<checksum>.safetensors`` (weights and other
         arrays) and, on request, ``adata.h5ad``. Neither of them can run code when it is loaded. They are written aside
-        and renamed: an interrupted save leaves the folder as it was.
+        and renamed: an interrupted save leaves the folder as it was. After a training over several processes only the
+        first one writes; the others go on when it is done.
 
         Parameters
         ----------
@@ -80,18 +82,24 @@ class PersistenceMixin(ModelBase):
         OSError
             When the disk is full or read-only. A model saved there before is still whole.
         """
-        folder = Path(dir_path)
         if save_anndata:
             self._require_adata("save its data")
         elif anndata_write_kwargs:
             raise TypeError(f"Unknown arguments {sorted(anndata_write_kwargs)}: they are for `save_anndata=True`.")
+        save_once(
+            dir_path, lambda: self._save(Path(dir_path), prefix or "", overwrite, save_anndata, anndata_write_kwargs)
+        )
+
+    def _save(
+        self, folder: Path, prefix: str, overwrite: bool, save_anndata: bool, anndata_write_kwargs: dict[str, Any]
+    ) -> None:
         if not folder.exists():
             with atomic_write(folder, "the model", folder=True) as aside:
-                self._write(aside, prefix or "", save_anndata, anndata_write_kwargs)
+                self._write(aside, prefix, save_anndata, anndata_write_kwargs)
         elif overwrite:
-            self._write(folder, prefix or "", save_anndata, anndata_write_kwargs)
+            self._write(folder, prefix, save_anndata, anndata_write_kwargs)
         else:
-            raise ValueError(f"{dir_path} already exists: choose another folder, or pass `overwrite=True`.")
+            raise ValueError(f"{os.fspath(folder)} already exists: choose another folder, or pass `overwrite=True`.")
 
     def _write(self, folder: Path, prefix: str, save_anndata: bool, anndata_write_kwargs: dict[str, Any]) -> None:
         content = {

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
-from cfmvc_scvi._base import MADE_ANEW, ModelBase, single_precision
+from cfmvc_scvi._base import MADE_ANEW, single_precision
 from cfmvc_scvi._types import CellSplit
-from cfmvc_scvi.calibration import Calibration
+from cfmvc_scvi.calibration.calibration import CalibrationState, make_calibration
 from cfmvc_scvi.calibration.held_out_spread import set_spread
 from cfmvc_scvi.calibration.populations import Populations
 from cfmvc_scvi.cells.count_loader import CountDataModule
@@ -20,6 +22,7 @@ from cfmvc_scvi.cells.pairs import LatentDataModule
 from cfmvc_scvi.cells.split import split_cells
 from cfmvc_scvi.cells.table import CellTable
 from cfmvc_scvi.flow import get_coupling
+from cfmvc_scvi.model.calibrate import CalibrationMixin
 from cfmvc_scvi.module.initialize import initialize_linear_paths
 from cfmvc_scvi.prediction.trained import confounded_with_batch, trained_conditions, warn_of_untrained
 from cfmvc_scvi.registration.dose import effects_of_doses, fit_dose_response
@@ -44,18 +47,17 @@ from cfmvc_scvi.train.arguments import (
     trainer_arguments,
 )
 from cfmvc_scvi.train.history import merge_histories
+from cfmvc_scvi.train.processes import from_first, several
 from cfmvc_scvi.train.state import Stage
 
 #: Cells that the start values of stage 1 are computed from, and memory for their dense copy.
 _INIT_CELLS, _INIT_BYTES = 20_000, 256 * 2**20
-#: Cells that are encoded at a time for stage 2.
-_ENCODE_CELLS = 1024
 
 
-class TrainingMixin(ModelBase):
+class TrainingMixin(CalibrationMixin):
     """Training of :class:`~cfmvc_scvi.CFMVC`.
 
-    Relies on :class:`~cfmvc_scvi._base.ModelBase` alone: cells, their encoding and the state.
+    Relies on :class:`~cfmvc_scvi._base.ModelBase`, cells and state, and on the calibration that a training ends with.
     """
 
     def train(
@@ -85,11 +87,14 @@ class TrainingMixin(ModelBase):
             Passes over the cells, at least 1; ``None`` chooses them by the number of cells, for about 900 steps of
             stage 1 and, of stage 2, 700 and 20 more for every perturbation, at most 20,000; at least 10 passes.
         batch_size, flow_batch_size
-            Cells per step of each stage.
+            Cells per step of each stage, those of all processes together.
         train_size, validation_size
             Fractions of the cells, of one seeded split for both stages. ``None`` is 0.9 and the rest.
         accelerator, devices
-            As in Lightning's trainer.
+            As in Lightning's trainer. With several devices, each step's cells are shared among as many processes, and
+            what is learned is what one process would learn, to rounding. A script is started once more for every
+            further process, and all of them return from here with the same model; under ``torchrun`` leave
+            ``devices`` out. See the page on training in the user guide.
         early_stopping
             Stop a stage when its own validation loss no longer falls: ``elbo_validation``, ``flow_loss_validation``.
         data_on_device
@@ -115,7 +120,8 @@ class TrainingMixin(ModelBase):
             When a stage diverges, with the stage, the epoch and a remedy. If it is stage 2, the VAE is
             trained and :meth:`get_latent_representation` works.
         ValueError
-            When ``checkpoint_dir`` holds the state of another run, with the differences, or one and ``resume`` is off.
+            When ``checkpoint_dir`` holds the state of another run, with the differences, or one and ``resume`` is off;
+            for devices that cannot train together, with what to pass.
         OSError
             When a checkpoint cannot be written. The model is then left usable, as by Ctrl-C.
         KeyboardInterrupt
@@ -243,7 +249,8 @@ class TrainingMixin(ModelBase):
         cache = self._cache_latents()
         if not self.vocabulary.has_embedding:
             warn_of_untrained(self.vocabulary.names, cache, self._split.train)
-        populations = Populations.of(cache, self._fitted_rows, len(self.cell_types))
+        populations = functools.cache(lambda: self._populations(cache))
+        from_first(lambda: populations() is not None)  # one process goes through the counts, and before the training
         self._fit_doses(cache, populations)
         if resumed is not None and resumed["finished"]:
             self._finish_flow(cache, populations)
@@ -281,55 +288,39 @@ class TrainingMixin(ModelBase):
 
     def _finish_vae(self, cells: CellTable) -> None:
         """What stage 1 ends with once the weights are there: the spread of counts, from cells outside training."""
-        set_spread(self.module, cells, self._conditions_of(self._require_adata("train")).code, self._split, self._seed)
+
+        def fitted() -> dict[str, Tensor]:
+            condition = self._conditions_of(self._require_adata("train")).code
+            set_spread(self.module, cells, condition, self._split, self._seed)
+            return {name: values.cpu() for name, values in self.module.state_dict().items()}
+
+        self.module.load_state_dict(from_first(fitted))
         self.is_vae_trained_ = True
 
-    def _finish_flow(self, cache: LatentCache, populations: Populations) -> None:
+    def _finish_flow(self, cache: LatentCache, populations: Callable[[], Populations]) -> None:
         """What makes a flow usable once its weights are there."""
         self.trained_conditions_, self.trained_cells_ = trained_conditions(cache, self._split.train)
         self.confounded_ = confounded_with_batch(cache, self._split.train)
-        self.calibration_ = self._fit_calibration(cache, populations)
+        if several():
+            saved = from_first(lambda: self._fit_calibration(cache, populations()).state.to_saved())
+            self.calibration_ = make_calibration(CalibrationState.from_saved(saved), self.module, self.vocabulary)
+        else:
+            self.calibration_ = self._fit_calibration(cache, populations())
         self.is_flow_trained_ = self.is_trained_ = True
 
-    @single_precision
-    def calibrate(self, estimator: str | None = "average", *, spread: bool = True) -> None:
-        """Calibrate a trained model anew, to another estimate of the mean effects; the networks stay as they are.
-
-        Parameters
-        ----------
-        estimator
-            ``"average"`` of the latent path's estimate and the Gaussian process's (what training ends with),
-            ``"latent"`` or ``"process"`` alone, the name of an estimator that was registered with
-            :func:`cfmvc_scvi.calibration.register_estimator`, or ``None``: decoded changes stay as they are.
-        spread
-            Whether the spread of every gene over cells changes as it did in the training populations.
-
-        Raises
-        ------
-        ValueError
-            For an unknown estimator.
-        RuntimeError
-            When the flow is not trained, or the model was loaded without data.
-        """
-        self._require_flow("be calibrated")
-        self._require_adata("calibrate it")
-        cache = self._latents()
-        populations = Populations.of(cache, self._fitted_rows, len(self.cell_types))
-        self.calibration_ = self._fit_calibration(cache, populations, estimator=estimator, spread=spread)
-
-    def _fit_calibration(self, cache: LatentCache, populations: Populations, **choices: Any) -> Calibration:
-        return Calibration.fit(
-            cache, self._fitted_rows, populations, self.module, self.vocabulary, seed=self._seed, **choices
-        )
-
-    def _fit_doses(self, cache: LatentCache, populations: Populations) -> None:
+    def _fit_doses(self, cache: LatentCache, populations: Callable[[], Populations]) -> None:
         """Learn the response to doses from the populations, before anything is trained on it."""
         if self.setup_keys.dosage_key is None:
             return
-        keys = [cache.conditions[code].key for code in populations.condition]
-        effects = effects_of_doses(keys, populations.label, populations.effect, populations.variance)
-        curves = fit_dose_response(effects, self.vocabulary.reference_dose)
-        self.dose_response_ = {name: curve.to_dict() for name, curve in curves.items()}
+        reference = self.vocabulary.reference_dose
+
+        def fitted() -> dict[str, dict[str, float]]:
+            found = populations()
+            keys = [cache.conditions[code].key for code in found.condition]
+            curves = fit_dose_response(effects_of_doses(keys, found.label, found.effect, found.variance), reference)
+            return {name: curve.to_dict() for name, curve in curves.items()}
+
+        self.dose_response_ = from_first(fitted)
 
     # ---- parts ------------------------------------------------------------------------------------------------
 
@@ -393,8 +384,3 @@ class TrainingMixin(ModelBase):
         spatial = cache.cells.context.spatial
         self.module.set_flow_units(cache.posterior.mean[train], None if spatial is None else spatial[train])
         return cache
-
-    def _latents(self) -> LatentCache:
-        adata = self._require_adata("use its cells")
-        cells, found = self._read(adata), self._conditions_of(adata)
-        return LatentCache(cells, self._encode(cells, _ENCODE_CELLS), found.code, found.conditions)

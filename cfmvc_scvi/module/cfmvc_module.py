@@ -262,7 +262,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         """
         q = self.encoder(batch.lognorm, batch.context.codes, batch.context.continuous)
         codes = batch.context.batch
-        z, *kl = draw_with_kl(q.mean, q.logvar, *self._technical_prior(codes))
+        z, *kl = draw_with_kl(q.mean, q.logvar, *self._technical_prior(codes), batch.part)
         features, output = self.decoder.features(z, codes), self.decoder.output
         reconstruction = self.likelihood.reconstruction_loss(features, output, batch, panel=self.panel)
         return ElboTerms(reconstruction, *kl, weights=self.kl_weights)

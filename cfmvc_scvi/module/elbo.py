@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from cfmvc_scvi._types import at_least_float32
+from cfmvc_scvi._types import Part, at_least_float32, drawn
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ def draw_with_kl(
     logvar: Float[Tensor, "n n_both"],
     prior_mean: Float[Tensor, "n n_given"],
     prior_logvar: Float[Tensor, "n n_given"],
+    part: Part | None = None,
 ) -> tuple[Float[Tensor, "n n_both"], Float[Tensor, ""], Float[Tensor, ""]]:
     r"""One draw of diagonal normals, and their KL divergences from a standard normal prior and from one that is given.
 
@@ -56,6 +57,8 @@ def draw_with_kl(
         Means :math:`m` and log-variances :math:`l`, shape (n, n_standard + n_given).
     prior_mean, prior_logvar
         Means :math:`m_0` and log-variances :math:`l_0` of the prior of the last dimensions, shape (n, n_given).
+    part
+        Which cells of a batch these are that several processes share.
 
     Returns
     -------
@@ -63,7 +66,8 @@ def draw_with_kl(
     the last ones from the prior that is given: scalars, means over the rows. All in at least float32.
     """
     mean, logvar, prior_mean, prior_logvar = map(at_least_float32, (mean, logvar, prior_mean, prior_logvar))
-    draw = mean + (0.5 * logvar).exp() * torch.randn_like(mean)
+    noise = drawn(lambda n: torch.randn(n, mean.shape[1], dtype=mean.dtype, device=mean.device), len(mean), part)
+    draw = mean + (0.5 * logvar).exp() * noise
     n_standard = mean.shape[1] - prior_mean.shape[1]
     prior_mean, prior_logvar = (F.pad(x, (n_standard, 0)) for x in (prior_mean, prior_logvar))  # 0 in the first ones
     log_ratio = logvar - prior_logvar

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from lightning.pytorch.callbacks import Callback
 from cfmvc_scvi.cells import CountLoader, PairLoader
 from cfmvc_scvi.io.archive import archive_exists, read_archive, write_archive
 from cfmvc_scvi.io.files import write_error
-from cfmvc_scvi.train.parts import callbacks_of, networks_of
+from cfmvc_scvi.train.parts import networks_of
+from cfmvc_scvi.train.processes import callbacks_of, from_first, keep_buffers, several, share_random_state
 from cfmvc_scvi.train.state import STAGE_NAMES, ModelState, Stage, StageArguments
 
 _NAME, _WHAT = "checkpoint", "a checkpoint of the training"
@@ -106,6 +107,11 @@ class EpochKeeper(Callback):
         State to start from.
     history
         Metrics of earlier stages and fits.
+
+    Attributes
+    ----------
+    left_behind
+        File for what a fit in a copy of this process ends with; ``None`` where it runs in this process.
     """
 
     def __init__(
@@ -122,11 +128,16 @@ class EpochKeeper(Callback):
         self.history = history
         self.finished_epochs = 0 if resumed is None else resumed["epoch"]
         self.write_error: OSError | None = None
+        self.left_behind: Path | None = None
         self._resumed = resumed
         self._weights: dict[str, Any] = {}
+        self._random = torch.get_rng_state()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put optimisers, schedulers, callbacks and counters where they were."""
+        if several():
+            torch.set_rng_state(self._random)  # Lightning has seeded anew when it connected the processes
+            keep_buffers(trainer)
         if self._resumed is not None:
             restore_trainer(trainer, pl_module, self._resumed)
 
@@ -139,15 +150,26 @@ class EpochKeeper(Callback):
         }
         if self._resumed is not None:
             restore_rng(self._resumed["rng"])
-            self._resumed = None
-        elif self.folder is not None and trainer.is_global_zero:
-            self._write(self.folder, self._state(trainer, pl_module, trainer.current_epoch, finished=False))
+        share_random_state(trainer.strategy.root_device)
+        if self._resumed is None and self.folder is not None:
+            self._write(self.folder, lambda: self._state(trainer, pl_module, trainer.current_epoch, _logged(trainer)))
+        self._resumed = None
 
-    def finish(self, trainer: Trainer, plan: LightningModule) -> None:
-        """Write the state of a stage that has come to its end."""
-        self.finished_epochs, self._weights = trainer.current_epoch, {}
-        if self.folder is not None and trainer.is_global_zero:
-            self._write(self.folder, self._state(trainer, plan, trainer.current_epoch, finished=True))
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave to the process that started this one what it cannot know."""
+        if self.left_behind is not None and trainer.is_global_zero:
+            torch.save({"epoch": trainer.current_epoch, "random": torch.get_rng_state()}, self.left_behind)
+
+    def finish(self, trainer: Trainer, plan: LightningModule, logged: dict[str, Any] | None) -> None:
+        """Write the state of a stage that has come to its end, with the metrics it logged."""
+        epoch = trainer.current_epoch
+        if self.left_behind is not None:
+            end = torch.load(self.left_behind, weights_only=True)
+            epoch = end["epoch"]
+            torch.set_rng_state(end["random"])
+        self.finished_epochs, self._weights = epoch, {}
+        if self.folder is not None:
+            self._write(self.folder, lambda: self._state(trainer, plan, epoch, logged or {}, finished=True))
 
     def take_back(self, plan: LightningModule) -> None:
         """Put the weights of the last finished epoch into the networks, as the end of a stage leaves them."""
@@ -158,23 +180,32 @@ class EpochKeeper(Callback):
             plan.on_load_checkpoint(self._weights["plan"])
             plan.on_fit_end()
 
-    def _state(self, trainer: Trainer, plan: LightningModule, epoch: int, *, finished: bool) -> dict[str, Any]:
+    def _state(
+        self, trainer: Trainer, plan: LightningModule, epoch: int, logged: dict[str, Any], *, finished: bool = False
+    ) -> dict[str, Any]:
         return {
             "stage": self.stage,
             "epoch": epoch,
             "finished": finished,
             "module": dict(networks_of(plan).state_dict()),
             "history": self.history,
-            "stage_history": _logged(trainer),
+            "stage_history": logged,
             "trainer": {} if finished else trainer_state(trainer, plan),
         }
 
-    def _write(self, folder: CheckpointFolder, state: dict[str, Any]) -> None:
-        try:
-            folder.write(self.model, state)
-        except OSError as error:
-            self.write_error = error
-            raise
+    def _write(self, folder: CheckpointFolder, state: Callable[[], dict[str, Any]]) -> None:
+        """Write in process 0; the others wait, and fail with it."""
+
+        def written() -> OSError | None:
+            try:
+                folder.write(self.model, state())
+            except OSError as error:
+                return error
+            return None
+
+        self.write_error = from_first(written)
+        if self.write_error is not None:
+            raise self.write_error
 
 
 # ---- the parts of a state ---------------------------------------------------------------------------------------
@@ -221,7 +252,7 @@ def restore_trainer(trainer: Trainer, plan: LightningModule, state: Mapping[str,
 
 def rng_state() -> dict[str, Any]:
     """States of the random generators that training may draw from."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     legacy = np.random.get_state()  # noqa: NPY002  # the user's callbacks may draw from it
     return {"torch": torch.get_rng_state(), "cuda": cuda, "numpy": legacy, "python": random.getstate()}
 

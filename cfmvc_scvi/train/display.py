@@ -20,6 +20,7 @@ _LOGGERS = (
     "lightning.pytorch",
     "lightning.fabric",
     "lightning.pytorch.utilities.rank_zero",
+    "lightning.fabric.utilities.distributed",
     "lightning.fabric.utilities.rank_zero",
     "lightning.pytorch.accelerators.cuda",
 )
@@ -29,6 +30,8 @@ _EXPECTED = (
     r"The number of training batches \(\d+\) is smaller than the logging interval",
     r".*does not have many workers",
     r".*LeafSpec",
+    r"early_stopping was automatically disabled due to the use of DDP",  # not here: train/run.py puts it back
+    r"It is recommended to use `self.log\(.*, sync_dist=True\)`",  # the plans add up over processes themselves
 )
 
 

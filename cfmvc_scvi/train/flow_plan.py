@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from cfmvc_scvi._types import FlowBatch
+from cfmvc_scvi._types import FlowBatch, drawn
 from cfmvc_scvi.module import CFMVCModule
 from cfmvc_scvi.train.guards import FiniteWatch, check_finite_weights
 from cfmvc_scvi.train.parts import EpochSums, set_modes
@@ -40,8 +40,8 @@ class FlowTrainingPlan(LightningModule):
         self._losses = EpochSums()
         self._watch = FiniteWatch("stage 2 (flow)", "flow-matching loss", "flow_plan_kwargs", lr)
 
-    def on_fit_start(self) -> None:
-        """Freeze the VAE, train the flow."""
+    def setup(self, stage: str) -> None:
+        """Freeze the VAE, train the flow: before DDP looks which parameters have gradients."""
         self._set_modes()
 
     def on_train_epoch_start(self) -> None:
@@ -59,18 +59,17 @@ class FlowTrainingPlan(LightningModule):
 
     def training_step(self, batch: FlowBatch, batch_idx: int) -> Tensor:
         """Flow-matching loss at random times."""
-        loss = self._loss(batch, torch.rand(len(batch), device=self.device))
+        loss = self._loss(batch, drawn(lambda n: torch.rand(n, device=self.device), len(batch), batch.part))
         last = self.trainer.is_last_batch
         self._watch(loss, self.current_epoch, last)
         self._losses.add([loss], len(batch))
         if last:
             self._log_train()
-        return loss
+        return loss if batch.part is None else loss * batch.part.weight
 
     def validation_step(self, batch: FlowBatch, batch_idx: int) -> None:
         """Flow-matching loss at fixed, evenly spread times."""
-        t = (torch.arange(len(batch), device=self.device) + 0.5) / len(batch)
-        loss = self._loss(batch, t)
+        loss = self._loss(batch, drawn(self._spread_times, len(batch), batch.part))
         self._validation_losses.add([loss], len(batch))
 
     def on_validation_epoch_end(self) -> None:
@@ -90,6 +89,9 @@ class FlowTrainingPlan(LightningModule):
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _spread_times(self, n: int) -> Tensor:
+        return (torch.arange(n, device=self.device) + 0.5) / n
 
     def _loss(self, batch: FlowBatch, t: Tensor) -> Tensor:
         return self.module.flow_loss(batch.z0, batch.z1, t, batch.context, batch.p, batch.condition)

@@ -11,7 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
-from cfmvc_scvi.train.parts import callbacks_of, networks_of
+from cfmvc_scvi.train.parts import networks_of
+from cfmvc_scvi.train.processes import callbacks_of, several, total
 
 #: Losses above these multiples of the reference are divergence: in any epoch, and in the last.
 _ANY_EPOCH, _LAST_EPOCH = 10.0, 3.0
@@ -104,12 +105,12 @@ class DivergenceWatch(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare the epoch's mean loss with the reference."""
-        self._check(pl_module, _ANY_EPOCH)
+        self._check(trainer, pl_module, _ANY_EPOCH)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare more strictly, unless the best weights are taken in place of the last."""
         if not any(getattr(callback, "load_best_on_end", False) for callback in callbacks_of(trainer)):
-            self._check(pl_module, _LAST_EPOCH)
+            self._check(trainer, pl_module, _LAST_EPOCH)
 
     def state_dict(self) -> dict[str, Any]:
         """What a run goes on with."""
@@ -125,11 +126,14 @@ class DivergenceWatch(Callback):
         self._still: Tensor | float = 0.0
         self._n = 0
 
-    def _check(self, pl_module: LightningModule, most: float) -> None:
+    def _check(self, trainer: Trainer, pl_module: LightningModule, most: float) -> None:
         if not self._n:
             return
         loss = float(torch.as_tensor(self._sum)) / self._n
         reference = self._first if self.stage == "vae" else float(torch.as_tensor(self._still)) / self._n
+        if several():  # each has seen its own cells, and all shall come to one conclusion
+            pair = torch.tensor([loss, reference], device=pl_module.device) / trainer.world_size
+            loss, reference = total(pair).tolist()
         if loss <= most * max(reference, 1.0):
             return
         stage, quantity, compared, argument = _STAGES[self.stage]

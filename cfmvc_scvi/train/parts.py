@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
+
+from cfmvc_scvi.train.processes import several, total
 
 if TYPE_CHECKING:
     from cfmvc_scvi.module import CFMVCModule
@@ -18,11 +19,6 @@ if TYPE_CHECKING:
 def networks_of(plan: LightningModule) -> CFMVCModule:
     """Networks that a plan trains; Lightning knows any attribute of it as a tensor or a module."""
     return cast("CFMVCModule", plan.module)
-
-
-def callbacks_of(trainer: Trainer) -> list[Callback]:
-    """Callbacks of a trainer, which does not declare them."""
-    return cast(Any, trainer).callbacks
 
 
 def set_modes(*, trained: Iterable[nn.Module], frozen: Iterable[nn.Module]) -> None:
@@ -48,9 +44,12 @@ class EpochSums:
         self.n_cells += n_cells
 
     def means(self) -> Tensor:
-        """Means over the cells of the epoch, one per loss."""
+        """Means over the cells of the epoch, one per loss; over those of all processes, which all have to call it."""
         assert self._sums is not None, "means of no batches"
-        return self._sums / self.n_cells
+        if not several():
+            return self._sums / self.n_cells
+        *sums, n_cells = total(torch.cat([self._sums.double(), self._sums.new_tensor([self.n_cells]).double()]))
+        return (torch.stack(sums) / n_cells).to(self._sums.dtype)
 
 
 def reject_unknown(argument: str, given: dict[str, Any], *accepted_by: Callable) -> None:

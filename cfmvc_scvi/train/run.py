@@ -7,6 +7,8 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import pandas as pd
@@ -14,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from scvi import settings
 from scvi.model.base import BaseModelClass
-from scvi.train import SaveCheckpoint, TrainRunner
+from scvi.train import LoudEarlyStopping, SaveCheckpoint, TrainRunner
 from torch import nn
 
 from cfmvc_scvi.cells.count_loader import CountDataModule
@@ -25,6 +27,7 @@ from cfmvc_scvi.train.display import StageBar, quiet_lightning
 from cfmvc_scvi.train.guards import DivergenceWatch
 from cfmvc_scvi.train.history import merge_histories
 from cfmvc_scvi.train.parts import networks_of
+from cfmvc_scvi.train.processes import check_processes, devices_of_launcher, from_first, let_go, makes_copies
 from cfmvc_scvi.train.state import STAGE_NAMES, ModelState, Stage
 
 #: Precisions of Lightning's trainer in which the weights stay float32.
@@ -80,16 +83,18 @@ def run_stage(
     made the model usable. Where no epoch was finished, the model is as it was before and the error is raised here.
     """
     _check_precision(trainer_kwargs.get("precision"))
+    devices, trainer_kwargs["num_nodes"] = devices_of_launcher(devices, trainer_kwargs.get("num_nodes", 1))
     fitted = cast(_Fitted, model)
     keeper = EpochKeeper(state, stage, checkpoints, resumed, fitted.history_)
     trainer_kwargs["callbacks"] = [keeper, DivergenceWatch(stage), *_adapted(trainer_kwargs.get("callbacks") or [])]
     if trainer_kwargs.get("enable_progress_bar", True) and trainer_kwargs.pop("simple_progress_bar", True):
         trainer_kwargs["callbacks"].append(StageBar(stage, trainer_kwargs.pop("progress_bar_refresh_rate", 1)))
         trainer_kwargs["simple_progress_bar"] = False  # scvi-tools' bar does not say which stage it is
-    bring_back = state.reset(stage)
-    if resumed is not None:
-        data.first_epoch = resumed["epoch"]
-    with _own_history(fitted), _restored_modes(fitted), _restored_interrupts(), quiet_lightning():
+    _take_over_early_stopping(trainer_kwargs)
+    stopped = None
+    with TemporaryDirectory() as scratch, quiet_lightning():
+        if devices not in ("auto", 1) or "strategy" in trainer_kwargs:
+            trainer_kwargs.setdefault("log_save_dir", scratch)  # where copies of this process leave their history
         runner = TrainRunner(
             model,
             plan,
@@ -99,17 +104,29 @@ def run_stage(
             devices=devices,
             **trainer_kwargs,
         )
-        try:
-            runner()
-            keeper.finish(runner.trainer, plan)
-        except (SystemExit, KeyboardInterrupt, OSError) as error:
-            stopped = _interruption(error, keeper)
-            if stopped is None:
-                raise
-            keeper.take_back(plan)
-            model.to_device(runner.device)
-        else:
-            return None
+        trainer = runner.trainer
+        check_processes(trainer, data.batch_size, data.n_train)
+        if trainer.world_size > 1:
+            runner.device = trainer.strategy.root_device  # scvi-tools takes the first device for all
+        keeper.left_behind = Path(scratch) / "end.pt" if makes_copies(trainer) else None
+        bring_back = state.reset(stage)
+        if resumed is not None:
+            data.first_epoch = resumed["epoch"]
+        with _own_history(fitted), _restored_modes(fitted), _restored_interrupts():
+            try:
+                runner()
+                keeper.finish(trainer, plan, fitted.history_)
+            except (SystemExit, KeyboardInterrupt, OSError) as error:
+                stopped = _interruption(error, keeper)
+                if stopped is None:
+                    raise
+                if isinstance(stopped, KeyboardInterrupt):
+                    let_go(trainer)
+                keeper.take_back(plan)
+                model.to_device(runner.device)
+            fitted.history_ = from_first(lambda: fitted.history_)
+    if stopped is None:
+        return None
     if not keeper.finished_epochs:
         bring_back()
         raise stopped
@@ -144,6 +161,21 @@ def _warn_interrupted(stage: Stage, n_epochs: int, max_epochs: int) -> None:
         UserWarning,
         stacklevel=settings.warnings_stacklevel,
     )
+
+
+def _take_over_early_stopping(trainer_kwargs: dict[str, Any]) -> None:
+    """Put scvi-tools' early stopping among the callbacks: by itself it leaves it out with several processes."""
+    given = {
+        name.removeprefix("early_stopping_"): trainer_kwargs.pop(name)
+        for name in list(trainer_kwargs)
+        if name.startswith("early_stopping_")
+    }
+    if not trainer_kwargs.pop("early_stopping", False):
+        return
+    if trainer_kwargs.get("check_val_every_n_epoch") is None:
+        trainer_kwargs["check_val_every_n_epoch"] = 1
+    settings_of_scvi = {"monitor": "elbo_validation", "min_delta": 0.0, "patience": 45, "mode": "min"}
+    trainer_kwargs["callbacks"].append(LoudEarlyStopping(**(settings_of_scvi | {"warmup_epochs": 0} | given)))
 
 
 @contextmanager

@@ -70,8 +70,10 @@ _NOT_OF_A_RUN = {
     "enable_progress_bar",
     "log_save_dir",
     "logger",
+    "num_nodes",
     "progress_bar_refresh_rate",
     "simple_progress_bar",
+    "strategy",
 }
 
 

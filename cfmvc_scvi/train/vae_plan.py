@@ -70,8 +70,8 @@ class VAETrainingPlan(TrainingPlan):
         """Scaling factor of both KL terms."""
         return float(super().kl_weight)
 
-    def on_fit_start(self) -> None:
-        """Train the VAE's networks, freeze the flow's."""
+    def setup(self, stage: str) -> None:
+        """Train the VAE's networks, freeze the flow's: before DDP looks which parameters have gradients."""
         set_modes(trained=self.module.vae_parts, frozen=self.module.flow_parts)
 
     def on_train_epoch_start(self) -> None:
@@ -100,7 +100,7 @@ class VAETrainingPlan(TrainingPlan):
         if last:
             self._log_train()
         self._watch(loss, self.current_epoch, last)
-        return loss
+        return loss if batch.part is None else loss * batch.part.weight
 
     def validation_step(self, batch: CountBatch, batch_idx: int) -> None:
         """Add the losses of a batch to those of the epoch."""
@@ -163,7 +163,6 @@ class VAETrainingPlan(TrainingPlan):
                 on_epoch=True,
                 prog_bar=name == "train_loss",
                 batch_size=sums.n_cells,
-                sync_dist=self.use_sync_dist,
             )
 
 

@@ -197,11 +197,29 @@ def test_the_order_is_a_function_of_the_seed_and_the_number_of_the_pass():
     assert (whole_pass(loader(shuffle=True, seed=4)) != passes[0]).any()
 
 
-def test_processes_share_a_pass():
-    parts = [loader(shuffle=True, batch_size=4, shard=(index, 3)) for index in range(3)]
-    rows = [whole_pass(part) for part in parts]
-    assert [len(part) for part in parts] == [2, 2, 2] and [len(r) for r in rows] == [7, 7, 7]
-    np.testing.assert_array_equal(np.stack(rows, axis=1).ravel(), whole_pass(loader(shuffle=True))[:21])
+@pytest.mark.parametrize(
+    ("batch_size", "drop_last", "sizes"), [(4, True, [4] * 5), (5, False, [5] * 4 + [3]), (11, False, [11, 12])]
+)
+def test_processes_share_every_batch(batch_size, drop_last, sizes):
+    """Of a last batch smaller than the number of processes each has some cells: it belongs to the one before."""
+
+    def of(*shard: int) -> CountLoader:
+        source = MemoryCounts(table(sparse.csr_matrix(counts()), continuous=True))
+        return CountLoader(source, np.arange(N), batch_size, shuffle=True, drop_last=drop_last, shard=shard)
+
+    whole = np.concatenate([batch.context.continuous.numpy().ravel() for batch in of(0, 1)])
+    parts = [of(index, 3) for index in range(3)]
+    batches = [list(part) for part in parts]
+    assert [len(part) for part in parts] == [len(own) for own in batches]
+    start = 0
+    for shared in zip(*batches, strict=True):
+        n = shared[0].part.n
+        rows = [batch.context.continuous.numpy().ravel() for batch in shared]
+        np.testing.assert_array_equal(np.concatenate(rows), whole[start : start + n])
+        assert [batch.part.index for batch in shared] == [0, 1, 2] and min(len(batch) for batch in shared) > 0
+        assert sum(batch.part.weight for batch in shared) / 3 == pytest.approx(1.0)
+        start += n
+    assert start == len(whole) and [own.part.n for own in batches[0]] == sizes
 
 
 def test_without_shuffling_the_order_is_that_of_the_rows():

@@ -239,3 +239,14 @@ def test_batches_name_the_condition_of_every_target():
     assert sum(len(np.unique(batch.condition)) for batch in batches) > 2
     for batch in batches:
         np.testing.assert_array_equal(batch.condition.numpy(), data.condition[rows_of(batch.z1)])
+
+
+@pytest.mark.parametrize("n", [2, 5])
+def test_processes_share_the_pairs_of_every_batch(n):
+    data = make(scale=1.0)
+    whole = list(loader(data))
+    parts = [list(loader(data, shard=(index, n))) for index in range(n)]
+    for batch, *shared in zip(whole, *parts, strict=True):
+        for name in ("z0", "z1", "p", "condition"):
+            assert torch.equal(torch.cat([getattr(part, name) for part in shared]), getattr(batch, name))
+        assert batch.part is None and [part.part.n for part in shared] == [len(batch)] * n

@@ -1,9 +1,11 @@
 """The split that both stages share."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from cfmvc_scvi.cells.split import split_cells
+from cfmvc_scvi.cells.split import shard_of, split_cells
 
 SIZES = [(None, None), (0.8, None), (0.7, 0.2), (0.5, 0.0), (1.0, None), (0.9, 0.1), (0.35, 0.65)]
 
@@ -60,3 +62,8 @@ def test_copies_are_fresh():
 def test_impossible_sizes_are_refused(train, validation):
     with pytest.raises(ValueError, match="`train_size`.*sum of at most 1"):
         split_cells(100, train, validation, 0)
+
+
+def test_few_cells_are_not_shared():
+    trainer = SimpleNamespace(global_rank=2, world_size=3)
+    assert shard_of(None, 100) == (0, 1) and shard_of(trainer, 3) == (2, 3) and shard_of(trainer, 2) == (0, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.distributions import Normal, kl_divergence
 
+from cfmvc_scvi._types import Part
 from cfmvc_scvi.module.elbo import draw_with_kl
 
 
@@ -57,3 +58,14 @@ def test_half_precision_is_worked_out_in_single():
     single = with_one_noise(*(x.float() for x in half))
     assert all(torch.equal(a, b) for a, b in zip(with_one_noise(*half), single, strict=True))
     assert {x.dtype for x in single} == {torch.float32}
+
+
+def test_processes_that_share_a_batch_draw_its_noise_together():
+    inputs = latents(4, 2, n=7)
+    torch.manual_seed(0)
+    whole = draw_with_kl(*inputs)[0]
+    drawn = []
+    for part in (Part(0, 2, 7), Part(1, 2, 7)):
+        torch.manual_seed(0)
+        drawn.append(draw_with_kl(*(x[part.rows] for x in inputs), part)[0])
+    torch.testing.assert_close(torch.cat(drawn), whole)

@@ -16,7 +16,7 @@ def module() -> CFMVCModule:
 
 
 def test_the_flow_is_trained_and_the_vae_frozen(module):
-    FlowTrainingPlan(module).on_fit_start()
+    FlowTrainingPlan(module).setup("fit")
     for parts, trains in ((module.flow_parts, True), (module.vae_parts, False)):
         assert all(part.training is trains for part in parts)
         assert all(p.requires_grad is trains for part in parts for p in part.parameters())
@@ -24,7 +24,7 @@ def test_the_flow_is_trained_and_the_vae_frozen(module):
 
 def test_weights_that_are_not_finite_are_told_of(module):
     plan = FlowTrainingPlan(module, lr=0.2)
-    plan.on_fit_start()
+    plan.setup("fit")
     module.flow_field.direction.data[0, 0] = float("inf")
     with pytest.raises(FloatingPointError, match=r"stage 2 \(flow\).*weights are not finite.*flow_plan_kwargs"):
         plan.on_fit_end()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from scvi.train import SaveCheckpoint
+from scvi.train import LoudEarlyStopping, SaveCheckpoint
 
 from cfmvc_scvi.train import run
 from cfmvc_scvi.train.run import run_stage
@@ -56,3 +56,15 @@ def test_an_earlier_history_goes_on(fails):
     except OSError:
         assert fails
     assert model.history_ == {"a": 1, "b": 2} and model.is_trained_
+
+
+def test_early_stopping_is_a_callback_with_the_arguments_of_scvi_tools():
+    arguments = {"early_stopping": True, "early_stopping_patience": 3, "early_stopping_warmup_epochs": 2}
+    arguments |= {"callbacks": [], "check_val_every_n_epoch": None, "early_stopping_monitor": "flow_loss_validation"}
+    run._take_over_early_stopping(arguments)
+    (callback,) = arguments.pop("callbacks")
+    assert isinstance(callback, LoudEarlyStopping) and arguments == {"check_val_every_n_epoch": 1}
+    assert (callback.patience, callback.warmup_epochs, callback.monitor) == (3, 2, "flow_loss_validation")
+    without = {"early_stopping": False, "early_stopping_patience": 3, "callbacks": []}
+    run._take_over_early_stopping(without)
+    assert without == {"callbacks": []}
