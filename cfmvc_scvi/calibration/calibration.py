@@ -237,7 +237,7 @@ class Calibration:
         lognorm = solve_shift(y + decoded + (scale - 1.0) * (y - profile), y.mean(axis=0) + effect, state.highest)
         log_ratio, factor, weight = np.zeros_like(effect), np.ones_like(effect), shallowness(cells.library)
         if rates or weight > 0:
-            likelihood = self.module.likelihood
+            likelihood = self.module.likelihood.in_batches(cells.context.batch)
             log_ratio = solve_log_ratio(log_share.numpy(), likelihood, cells.library, cells.level + effect)
         if weight > 0:
             parts = (torch.as_tensor(part, dtype=torch.float32) for part in (decoded + lognorm, scale, profile))

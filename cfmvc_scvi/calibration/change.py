@@ -104,9 +104,9 @@ def lognorm_expression(x: np.ndarray, library: np.ndarray) -> np.ndarray:
 
 
 def drawn_counts(
-    x: np.ndarray, change: RateChange, likelihood: Likelihood, generators: list[np.random.Generator]
+    x: np.ndarray, batch: Tensor, change: RateChange, likelihood: Likelihood, generators: list[np.random.Generator]
 ) -> sparse.csr_matrix:
-    """Counterfactual counts, one generator per cell; CSR (n, n_genes) of float32 whole numbers.
+    """Counterfactual counts of cells of batches (n,), a generator per cell; CSR (n, n_genes) of float32 whole numbers.
 
     Raises
     ------
@@ -119,8 +119,12 @@ def drawn_counts(
             "choose 'mean', 'lognorm' or 'latent'."
         )
     rows = [
-        sparse.csr_matrix(likelihood.draw_counterfactual(cell, mean0, log_ratio, rng).astype(np.float32))
-        for cell, mean0, log_ratio, rng in zip(x, change.mean0, change.log_ratio, generators, strict=True)
+        sparse.csr_matrix(
+            likelihood.in_batches(own).draw_counterfactual(cell, mean0, log_ratio, rng).astype(np.float32)
+        )
+        for own, cell, mean0, log_ratio, rng in zip(
+            batch.split(1), x, change.mean0, change.log_ratio, generators, strict=True
+        )
     ]
     return cast(sparse.csr_matrix, sparse.vstack(rows, format="csr"))
 

@@ -115,7 +115,7 @@ class ReferenceCells:
             counts=counts,
             lognorm=lognorm_expression(counts, stored.library),
             log_share=log_share,
-            level=module.likelihood.expected_lognorm(mean, stored.library).mean(axis=0),
+            level=module.likelihood.in_batches(context.batch).expected_lognorm(mean, stored.library).mean(axis=0),
         )
 
     @torch.inference_mode()
@@ -127,7 +127,8 @@ class ReferenceCells:
     def effect(self, log_share: Tensor, module: CFMVCModule) -> np.ndarray:
         """Change (n_genes,) of the mean expected log1p CP10k when the log shares become these, (n, n_genes)."""
         mean = np.exp(log_share.numpy()) * self.library[:, None]
-        return module.likelihood.expected_lognorm(mean, self.library).mean(axis=0) - self.level
+        likelihood = module.likelihood.in_batches(self.context.batch)
+        return likelihood.expected_lognorm(mean, self.library).mean(axis=0) - self.level
 
     @torch.inference_mode()
     def decoded(self, z: Tensor, module: CFMVCModule) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Final
+from typing import ClassVar, Final
 
 import numpy as np
 import torch
@@ -26,23 +26,35 @@ class Likelihood(nn.Module, ABC):
     ----------
     n_genes
         Genes.
+
+    Attributes
+    ----------
+    dispersions
+        What the spread may depend on, as in scvi-tools: ``"gene"``, and ``"gene-batch"`` for one that takes the number
+        of batches as its second argument.
     """
+
+    dispersions: ClassVar[tuple[str, ...]] = ("gene",)
 
     def __init__(self, n_genes: int) -> None:
         super().__init__()
         self.n_genes = n_genes
 
+    def in_batches(self, batch: Int[Tensor, " n"]) -> Likelihood:
+        """The likelihood of cells in these batches, codes of shape (n,); the default is the same in all."""
+        return self
+
     # ---- start values, in numpy ---------------------------------------------------------------------------------
 
-    def start_from(self, counts: np.ndarray, library: np.ndarray, stratum: np.ndarray) -> None:
+    def start_from(self, counts: np.ndarray, library: np.ndarray, stratum: np.ndarray, batch: np.ndarray) -> None:
         """Set start values of the parameters, from training cells; the default leaves them as they are.
 
         Parameters
         ----------
         counts
             Counts, shape (n, n_genes).
-        library, stratum
-            Library sizes, and codes of strata of cells with like means, shape (n,).
+        library, stratum, batch
+            Library sizes, codes of strata of cells with like means, and of batches, shape (n,).
         """
 
     def leave_to_latent(self, explained: np.ndarray) -> None:
@@ -151,14 +163,17 @@ def register_likelihood(name: str, likelihood: type[Likelihood]) -> None:
     LIKELIHOODS[name] = likelihood
 
 
-def get_likelihood(name: str, n_genes: int) -> Likelihood:
-    """Likelihood of that name.
+def get_likelihood(name: str, n_genes: int, dispersion: str = "gene", n_batch: int = 1) -> Likelihood:
+    """Likelihood of that name, with parameters per gene or per gene and batch.
 
     Raises
     ------
     ValueError
-        For an unknown name; lists those that are known.
+        For an unknown name, or a dispersion that this likelihood has not; lists what is known.
     """
     if name not in LIKELIHOODS:
         raise ValueError(unknown_choice("gene_likelihood", name, sorted(LIKELIHOODS)))
-    return LIKELIHOODS[name](n_genes)
+    likelihood = LIKELIHOODS[name]
+    if dispersion not in likelihood.dispersions:
+        raise ValueError(unknown_choice("dispersion", dispersion, likelihood.dispersions))
+    return likelihood(n_genes) if dispersion == "gene" else likelihood(n_genes, n_batch)  # pyright: ignore[reportCallIssue]

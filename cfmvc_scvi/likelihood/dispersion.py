@@ -6,14 +6,16 @@ import numpy as np
 from scipy import sparse
 
 
-def moment_log_theta(counts: np.ndarray, library: np.ndarray, stratum: np.ndarray) -> np.ndarray:
+def moment_log_theta(
+    counts: np.ndarray, library: np.ndarray, stratum: np.ndarray, towards: np.ndarray | None = None
+) -> np.ndarray:
     r"""Log of the inverse dispersion of every gene by the method of moments, from cells of like means.
 
     .. math:: \frac{1}{\theta_g} = \frac{\sum_i \left[ \frac{n_i}{n_i - 1} (x_{ig} - \mu_{ig})^2 - \mu_{ig} \right]}
               {\sum_i \mu_{ig}^2}, \qquad \mu_{ig} = L_i \frac{\sum_{j \sim i} x_{jg}}{\sum_{j \sim i} L_j}
 
     with :math:`j \sim i` the :math:`n_i` cells of i's stratum. What a gene with few counts says is drawn towards the
-    median gene by its standard error under the Poisson,
+    median gene, or its own value ``towards``, by its standard error under the Poisson,
     :math:`\sqrt{\sum_i (\mu_{ig} + 2 \mu_{ig}^2)} / \sum_i \mu_{ig}^2`. Kept within [0.02, 1000].
 
     Parameters
@@ -22,6 +24,8 @@ def moment_log_theta(counts: np.ndarray, library: np.ndarray, stratum: np.ndarra
         Shape (n, n_genes), dense.
     library, stratum
         Library sizes and codes of the strata (cells of one batch, cell type and perturbation, say), shape (n,).
+    towards
+        Log of the inverse dispersion in more cells than these, shape (n_genes,).
 
     Returns
     -------
@@ -41,10 +45,13 @@ def moment_log_theta(counts: np.ndarray, library: np.ndarray, stratum: np.ndarra
         noise += np.where(usable, mean + 2.0 * mean**2, 0.0).sum(axis=0)
     seen = square > 0
     if not seen.any():
-        return np.zeros(counts.shape[1], dtype=np.float32)
+        return np.zeros(counts.shape[1], dtype=np.float32) if towards is None else towards
     square = np.maximum(square, 1e-12)
     phi, variance = excess / square, noise / square**2
-    typical = max(float(np.median(phi[seen & (variance <= np.median(variance[seen]))])), 1e-3)
+    if towards is None:
+        typical = np.full(len(phi), max(float(np.median(phi[seen & (variance <= np.median(variance[seen]))])), 1e-3))
+    else:
+        typical = np.exp(-towards.astype(np.float64))
     weight = np.where(seen, typical**2 / (typical**2 + variance), 0.0)
     phi = np.clip(weight * phi + (1.0 - weight) * typical, 1e-3, 50.0)
     return -np.log(phi).astype(np.float32)

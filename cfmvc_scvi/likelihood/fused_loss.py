@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import logsigmoid, softplus
+from torch.nn.functional import logsigmoid, one_hot, softplus
 
 from cfmvc_scvi._constants import LARGE_COUNT
 from cfmvc_scvi._types import CountBatch, at_least_float32
@@ -20,7 +20,7 @@ def reconstruction_loss(
     features: Float[Tensor, "n n_features"],
     weight: Float[Tensor, "n_genes n_features"],
     bias: Float[Tensor, " n_genes"],
-    log_theta: Float[Tensor, " n_genes"],
+    log_theta: Float[Tensor, "*n_batch n_genes"],
     batch: CountBatch,
     *,
     panel: bool = False,
@@ -52,7 +52,7 @@ def reconstruction_loss(
     weight, bias
         W and b of the last layer, shape (n_genes, n_features) and (n_genes,).
     log_theta
-        Log of the inverse dispersion, shape (n_genes,).
+        Log of the inverse dispersion, shape (n_genes,), or (n_batch, n_genes) for one per gene and batch.
     batch
         Counts and library sizes :math:`L` of the cells.
     panel
@@ -96,20 +96,29 @@ class _ReconstructionLoss(torch.autograd.Function):
         return by_logits @ weight, by_logits.T @ features, by_bias, by_log_theta, None, None
 
 
-def _over_cells(x: Tensor) -> Tensor:
-    """Sum over the cells, (n_genes,), of (n, n_genes): a product, which is quicker than ``sum(dim=0)``."""
-    return x.new_ones(len(x)) @ x
+def _over_cells(x: Tensor, of_batch: Tensor | None = None) -> Tensor:
+    """Sum over the cells, (n_genes,), of (n, n_genes): a product, which is quicker than ``sum(dim=0)``.
+
+    With the batch of every cell as columns (n_batch, n) of 0 and 1: over the cells of each, (n_batch, n_genes).
+    """
+    return (x.new_ones(len(x)) if of_batch is None else of_batch) @ x
 
 
 def _loss_of_logits(
     logits: Tensor, log_theta: Tensor, batch: CountBatch, panel: bool, need_gradient: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Loss, and its gradients by the logits (n, n_genes) and by ``log_theta`` (n_genes,).
+    """Loss, and its gradients by the logits (n, n_genes) and by ``log_theta``.
 
     Two arrays of cells and genes are enough: each step writes over what is no longer needed, the logits first.
     """
     theta, library = log_theta.exp(), batch.library.to(logits.dtype)
     values, genes, places = batch.counts.values.to(logits.dtype), batch.counts.columns, batch.counts.places
+    of_batch, cell_log_theta, cell_theta = None, log_theta, theta
+    if log_theta.dim() == 2:  # genes of different batches are different genes below
+        code = batch.context.batch
+        of_batch = one_hot(code, len(theta)).T.to(logits.dtype)
+        genes = genes + code.index_select(0, batch.counts.rows) * theta.shape[1]
+        cell_log_theta, cell_theta = log_theta[code], theta[code]
 
     # rho and the log of the sum of exp(logit), as the largest rho of a cell is exp(largest logit) / sum
     rho = torch.softmax(logits, dim=-1)
@@ -119,22 +128,22 @@ def _loss_of_logits(
         rho.mul_((log_measured - log_total).exp_().unsqueeze(-1))
 
     # s = log(mu / theta), looked up where counts are not zero; mu / theta, of all genes, from rho
-    s = logits.add_((library.log() - log_total).unsqueeze(-1)).sub_(log_theta).take(places)
-    odds = torch.mul(rho, library.unsqueeze(-1)).mul_(theta.reciprocal())
-    log_odds_sum = _over_cells(torch.log1p(odds, out=logits))
+    s = logits.add_((library.log() - log_total).unsqueeze(-1)).sub_(cell_log_theta).take(places)
+    odds = torch.mul(rho, library.unsqueeze(-1)).mul_(cell_theta.reciprocal())
+    log_odds_sum = _over_cells(torch.log1p(odds, out=logits), of_batch)
     log_ways = _log_ways if batch.whole else _log_ways_of_fractions
-    ways, by_ways = log_ways(values, genes, theta)
+    ways, by_ways = log_ways(values, genes, theta.view(-1))
     n = len(logits)
-    loss = (torch.dot(theta, log_odds_sum) - ways - torch.dot(values, logsigmoid(s))) / n
+    loss = (torch.dot(theta.view(-1), log_odds_sum.view(-1)) - ways - torch.dot(values, logsigmoid(s))) / n
     if not need_gradient:
         return loss, None, None
 
     # -d / n of the docstring, as 1 - sigma(s) = sigma(-s):  theta sigma(s) everywhere, - x sigma(-s) at the counts;
     # sigma(s) = odds / (1 + odds)
-    by_s = odds.div_(torch.add(odds, 1.0, out=logits)).mul_(theta / n)
+    by_s = odds.div_(torch.add(odds, 1.0, out=logits)).mul_(cell_theta / n)
     by_s.view(-1).scatter_add_(0, places, s.neg_().sigmoid_().mul_(values).div_(-n))
     # theta is in s, as -log theta, and in the two terms beside it
-    by_log_theta = (theta * log_odds_sum).sub_(by_ways).div_(n).sub_(_over_cells(by_s))
+    by_log_theta = (theta * log_odds_sum).sub_(by_ways.view_as(theta)).div_(n).sub_(_over_cells(by_s, of_batch))
     by_logits = torch.addcmul(by_s, rho, by_s.sum(dim=-1, keepdim=True), value=-1.0, out=logits)
     return loss, by_logits, by_log_theta
 

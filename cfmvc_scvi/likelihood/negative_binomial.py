@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Real
@@ -22,6 +24,14 @@ _LOG_THETA = (-12.0, 12.0)
 class NegativeBinomial(Likelihood):
     r"""Negative binomial with an inverse dispersion :math:`\theta` per gene: variance = mean + mean² / theta.
 
+    Parameters
+    ----------
+    n_genes
+        Genes.
+    n_batch
+        Number of batches for one theta per gene and batch; ``None`` for one per gene. The attributes then have shape
+        (n_batch, n_genes) instead of (n_genes,).
+
     Attributes
     ----------
     log_theta
@@ -35,14 +45,20 @@ class NegativeBinomial(Likelihood):
         Start value of training, shape (n_genes,): the overdispersion around the means of populations.
     """
 
+    dispersions: ClassVar[tuple[str, ...]] = ("gene", "gene-batch")
     start_log_theta: Tensor
     learned_log_theta: Tensor
 
-    def __init__(self, n_genes: int) -> None:
+    def __init__(self, n_genes: int, n_batch: int | None = None) -> None:
         super().__init__(n_genes)
-        self.log_theta = nn.Parameter(torch.zeros(n_genes))
+        shape = (n_genes,) if n_batch is None else (n_batch, n_genes)
+        self.log_theta = nn.Parameter(torch.zeros(shape))
         for name in ("start_log_theta", "learned_log_theta"):
-            self.register_buffer(name, torch.full((n_genes,), torch.inf))
+            self.register_buffer(name, torch.full(shape, torch.inf))
+
+    def in_batches(self, batch: Int[Tensor, " n"]) -> Likelihood:
+        """See :meth:`Likelihood.in_batches`; itself where theta is the same in all batches."""
+        return self if self.log_theta.dim() == 1 else _OfCells(self, batch)
 
     @property
     def bounded_log_theta(self) -> Tensor:
@@ -51,20 +67,26 @@ class NegativeBinomial(Likelihood):
 
     @property
     def theta(self) -> Tensor:
-        """Inverse dispersion per gene, shape (n_genes,)."""
+        """Inverse dispersion, of the shape of :attr:`log_theta`."""
         return self.bounded_log_theta.exp()
 
     @torch.no_grad()
-    def start_from(self, counts: np.ndarray, library: np.ndarray, stratum: np.ndarray) -> None:
+    def start_from(self, counts: np.ndarray, library: np.ndarray, stratum: np.ndarray, batch: np.ndarray) -> None:
         """See :meth:`Likelihood.start_from`; here the method of moments, :func:`moment_log_theta`."""
-        self.log_theta.copy_(torch.from_numpy(moment_log_theta(counts, library, stratum)))
+        start = moment_log_theta(counts, library, stratum)
+        self.log_theta.copy_(torch.from_numpy(start))
+        for code in np.unique(batch) if self.log_theta.dim() == 2 else ():
+            own = batch == code
+            of_batch = moment_log_theta(counts[own], library[own], stratum[own], towards=start)
+            self.log_theta[code] = torch.from_numpy(of_batch)
         self.start_log_theta.copy_(self.log_theta)
 
     @property
     def overdispersion(self) -> np.ndarray | None:
-        """See :attr:`Likelihood.overdispersion`; here that of the start values."""
+        """See :attr:`Likelihood.overdispersion`; here that of the start values, the mean over batches."""
         known = not self.start_log_theta.isinf().any()
-        return np.exp(-self.start_log_theta.cpu().numpy().astype(np.float64)) if known else None
+        by_batch = np.exp(-self.start_log_theta.cpu().numpy().astype(np.float64).reshape(-1, self.n_genes))
+        return by_batch.mean(axis=0) if known else None
 
     @torch.no_grad()
     def leave_to_latent(self, explained: np.ndarray) -> None:
@@ -93,7 +115,7 @@ class NegativeBinomial(Likelihood):
 
     def distribution_of_cells(self, mean: Tensor, share: Tensor) -> ScviNegativeBinomial:
         """See :meth:`Likelihood.distribution_of_cells`."""
-        return ScviNegativeBinomial(mu=mean, theta=self._log_theta_of_cells().exp(), scale=share)
+        return ScviNegativeBinomial(mu=mean, theta=self.log_theta_of_cells.exp(), scale=share)
 
     def reconstruction_loss(self, features: Tensor, output: nn.Linear, batch: CountBatch, *, panel: bool) -> Tensor:
         """See :meth:`Likelihood.reconstruction_loss`; here in one function with its gradient."""
@@ -117,15 +139,32 @@ class NegativeBinomial(Likelihood):
         rng: np.random.Generator,
     ) -> Int[np.ndarray, " n_genes"]:
         """See :meth:`Likelihood.draw_counterfactual`, and :func:`counterfactual_mean` for what is drawn."""
-        return draw_counterfactual(x, mean0, log_ratio, self._theta_of_cells(), rng)
+        return draw_counterfactual(x, mean0, log_ratio, self._theta_of_cells().reshape(self.n_genes), rng)
 
-    def _log_theta_of_cells(self) -> Tensor:
+    @property
+    def log_theta_of_cells(self) -> Tensor:
         """Log of theta beside the decoded means of single cells."""
         learned = self.learned_log_theta
         return self.bounded_log_theta if learned.isinf().any() else learned.clamp(*_LOG_THETA)
 
     def _theta_of_cells(self) -> np.ndarray:
-        return self._log_theta_of_cells().exp().detach().cpu().numpy()
+        return self.log_theta_of_cells.exp().detach().cpu().numpy()
+
+
+class _OfCells(NegativeBinomial):
+    """The same for cells of known batches: one theta per cell and gene."""
+
+    def __init__(self, of_batches: NegativeBinomial, batch: Int[Tensor, " n"]) -> None:
+        Likelihood.__init__(self, of_batches.n_genes)
+        self.of_batches, self.batch = of_batches, batch.long()
+
+    @property
+    def bounded_log_theta(self) -> Tensor:
+        return self.of_batches.bounded_log_theta[self.batch]
+
+    @property
+    def log_theta_of_cells(self) -> Tensor:
+        return self.of_batches.log_theta_of_cells[self.batch]
 
 
 def nb_log_prob(x: Tensor, log_mean: Tensor, theta: Tensor) -> Tensor:
@@ -144,7 +183,7 @@ def nb_log_prob(x: Tensor, log_mean: Tensor, theta: Tensor) -> Tensor:
     log_mean
         Log of the mean, shape (n, n_genes).
     theta
-        Inverse dispersion, shape (n_genes,); variance = mean + mean² / theta.
+        Inverse dispersion, shape (n_genes,) or (n, n_genes); variance = mean + mean² / theta.
 
     Returns
     -------
@@ -221,7 +260,7 @@ def expected_lognorm(mean: np.ndarray, theta: np.ndarray, library: np.ndarray, n
     mean
         Means, shape (n, n_genes).
     theta
-        Inverse dispersion, shape (n_genes,).
+        Inverse dispersion, shape (n_genes,) or (n, n_genes).
     library
         Library size of every row, shape (n,).
     """

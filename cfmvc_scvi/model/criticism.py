@@ -113,7 +113,7 @@ class PredictiveCheckMixin(ModelBase):
             share = keep_signal(drawn_shares(self.module, part, rng), part.library, population[rows], signal)
             mean = np.exp(share) * part.library[:, None]
             seen.add(part.dense(slice(None)), code[rows])
-            drawn.add(self.module.likelihood.draw(mean, rng), code[rows])
+            drawn.add(self.module.likelihood.in_batches(part.context.batch).draw(mean, rng), code[rows])
         return PredictiveCheck(_by_gene(seen, drawn, self._var_names), _by_population(seen, drawn, names))
 
     def _group_of(self, data: AnnData, groupby: str | None) -> np.ndarray:

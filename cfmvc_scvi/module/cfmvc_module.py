@@ -63,6 +63,8 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         Whether genes outside the data share the library (a size factor is registered).
     gene_likelihood
         Distribution of the counts, a name in :data:`~cfmvc_scvi.likelihood.LIKELIHOODS`.
+    dispersion
+        Whether its dispersion is one per gene, ``"gene"``, or per gene and batch, ``"gene-batch"``.
     energy_weight
         Weight of the energy distance between one-step end points and targets in stage 2.
     """
@@ -97,6 +99,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         labels_in_context: bool = False,
         panel: bool = False,
         gene_likelihood: str = "nb",
+        dispersion: str = "gene",
         energy_weight: float = 0.0,
     ) -> None:
         super().__init__()
@@ -123,7 +126,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
             n_batch=n_batch,
             **shape,
         )
-        self.likelihood = get_likelihood(gene_likelihood, n_input)
+        self.likelihood = get_likelihood(gene_likelihood, n_input, dispersion, n_batch)
         self.register_buffer("gene_signal", torch.ones(n_input))
         self.tech_prior_mean = nn.Embedding(n_batch, n_latent_technical)
         self.tech_prior_logvar = nn.Embedding(n_batch, n_latent_technical)
@@ -230,10 +233,11 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
             batch = target
         log_share = self.decoder(z, z_technical, batch)
         log_mean = log_share + library
-        px = self.likelihood.distribution(log_mean.exp(), log_share.exp())
+        px = self.likelihood.in_batches(batch).distribution(log_mean.exp(), log_share.exp())
         return {
             MODULE_KEYS.PX_KEY: px,
             "log_mean": log_mean,
+            "batch": batch,
             MODULE_KEYS.PL_KEY: None,
             MODULE_KEYS.PZ_KEY: Normal(torch.zeros_like(z), torch.ones_like(z)),
             "pz_technical": self.technical_prior(batch),
@@ -244,7 +248,8 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
     ) -> LossOutput:
         """Negative evidence lower bound, with the KL terms weighted; the ELBO reported is unweighted."""
         x = tensors[REGISTRY_KEYS.X_KEY]
-        reconstruction = -self.likelihood.log_prob(x, generative_outputs["log_mean"]).sum(dim=-1)
+        likelihood = self.likelihood.in_batches(generative_outputs["batch"])
+        reconstruction = -likelihood.log_prob(x, generative_outputs["log_mean"]).sum(dim=-1)
         kl_int = kl_divergence(inference_outputs[MODULE_KEYS.QZ_KEY], generative_outputs[MODULE_KEYS.PZ_KEY]).sum(-1)
         kl_tech = kl_divergence(inference_outputs["qz_technical"], generative_outputs["pz_technical"]).sum(-1)
         weighted = self.kl_weights[0] * kl_int + self.kl_weights[1] * kl_tech
@@ -383,7 +388,7 @@ class CFMVCModule(TransportMixin, BaseModuleClass):
         )
         log_mean = generative["log_mean"]
         share = (log_mean - inference[MODULE_KEYS.LIBRARY_KEY]).exp()
-        drawn = self.likelihood.distribution_of_cells(log_mean.exp(), share).sample()
+        drawn = self.likelihood.in_batches(generative["batch"]).distribution_of_cells(log_mean.exp(), share).sample()
         return (drawn.permute(1, 2, 0) if n_samples > 1 else drawn).cpu()
 
 

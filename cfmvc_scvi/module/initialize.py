@@ -40,7 +40,7 @@ def initialize_linear_paths(
     """
     sums = counts.sum(axis=0, dtype=np.float64) + 0.5
     stratum = np.unique(np.stack([batch, group]), axis=1, return_inverse=True)[1].ravel()
-    module.likelihood.start_from(counts, library, stratum)
+    module.likelihood.start_from(counts, library, stratum, batch)
     if module.decoder.n_offsets:
         ratios = batch_log_ratios(counts, library, batch, group, module.n_batch)
         module.decoder.offset_weight.copy_(torch.from_numpy(ratios.T))

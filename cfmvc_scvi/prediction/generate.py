@@ -153,5 +153,5 @@ class GenerationMixin(PredictionMixin):
         log_share += self._calibration.correct(condition, labels, call.solver).log_ratio[labels]
         mean = np.exp(log_share) * cells.library[:, None]
         if call.return_type == "counts":
-            return sparse.csr_matrix(self.module.likelihood.draw(mean, rng).astype(np.float32))
+            return sparse.csr_matrix(self.module.likelihood.in_batches(batch).draw(mean, rng).astype(np.float32))
         return mean if call.return_type == "mean" else np.log1p(CP10K * np.exp(log_share))

@@ -275,7 +275,7 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
             change = RateChange.of(before.numpy(), after.numpy(), correction.log_ratio[labels], library)
             key = self.vocabulary.stream_key(request.condition)
             generators = cell_generators(source.names[rows], call.seed, "counts", key, draw)
-            return drawn_counts(x, change, self.module.likelihood, generators)
+            return drawn_counts(x, context.batch, change, self.module.likelihood, generators)
         change = LevelChange(
             decoded_change(before, after) + torch.from_numpy(correction.lognorm[labels]),
             torch.from_numpy(correction.scale[labels]),

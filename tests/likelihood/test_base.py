@@ -86,3 +86,9 @@ def test_a_poisson_trains_predicts_and_is_saved(poisson, simulated, build, fit, 
     expected = model.predict_perturbation(perturbation="P1").X
     np.testing.assert_array_equal(loaded.predict_perturbation(perturbation="P1").X, expected)
     assert float(loaded.get_elbo()) == pytest.approx(float(model.get_elbo()), rel=0.05)
+
+
+def test_a_likelihood_without_a_dispersion_per_batch_says_so(poisson):
+    with pytest.raises(ValueError, match=r"Unknown `dispersion` 'gene-batch': choose one of \['gene'\]"):
+        get_likelihood(poisson, 3, "gene-batch", 2)
+    assert get_likelihood("nb", 3, "gene-batch", 2).log_theta.shape == (2, 3)

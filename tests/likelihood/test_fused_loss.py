@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -195,3 +196,22 @@ def test_under_autocast_the_products_are_coarse_and_the_likelihood_is_not():
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     (by_log_theta,) = torch.autograd.grad(expected, inputs[3])
     torch.testing.assert_close(gradients[3], by_log_theta)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_dispersion_per_gene_and_batch_is_that_of_each_batch_alone(whole):
+    counts, logits, log_theta = draw()
+    counts = counts if whole else counts * 1.5
+    log_theta = torch.stack([log_theta.detach(), log_theta.detach().flip(0)]).requires_grad_()
+    code = torch.arange(len(counts)) % 3 % 2  # 0, 1, 0, 0, 1, 0, ...
+    batch = batch_of(counts)
+    batch = replace(batch, context=FlowContext(batch=code, labels=torch.zeros_like(code)))
+    together = with_gradients(loss_of(logits, log_theta, batch), logits, log_theta)
+
+    def alone(k: int) -> torch.Tensor:
+        rows = (code == k).nonzero().squeeze(-1)
+        return len(rows) / len(code) * loss_of(logits[rows], log_theta[k], batch_of(counts[rows.numpy()]))
+
+    apart = with_gradients(alone(0) + alone(1), logits, log_theta)
+    for found, expected in zip(together, apart, strict=True):
+        torch.testing.assert_close(found, expected)

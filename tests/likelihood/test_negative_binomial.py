@@ -283,3 +283,62 @@ def test_dispersion_is_positive_and_bounded():
     assert (net.theta > 0).all()
     assert torch.isfinite(net.theta).all()
     assert net.theta.max().item() == pytest.approx(torch.tensor(12.0).exp().item())
+
+
+# ---- a dispersion per gene and batch --------------------------------------------------------------------------------
+
+
+def two_batches(n: int = 3000, n_genes: int = 30) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Counts with theta 0.7 in batch 0 and 6 in batch 1, library sizes, strata and batches."""
+    rng = np.random.default_rng(0)
+    batch = rng.integers(2, size=n)
+    theta = np.array([0.7, 6.0])[batch][:, None]
+    counts = rng.poisson(rng.gamma(np.broadcast_to(theta, (n, n_genes)), 3.0 / theta)).astype(np.float32)
+    return counts, np.full(n, 90.0, dtype=np.float32), batch.copy(), batch
+
+
+def test_each_batch_starts_from_its_own_moments():
+    likelihood = NegativeBinomial(30, n_batch=3)
+    likelihood.start_from(*two_batches())
+    first, second, unseen = likelihood.theta.detach().numpy()
+    assert np.median(first) == pytest.approx(0.7, rel=0.1)
+    assert np.median(second) == pytest.approx(6.0, rel=0.15)
+    assert ((first < unseen) & (unseen < second)).all()  # a batch without cells starts from all others
+
+
+def test_cells_have_the_dispersion_of_their_batch():
+    likelihood = NegativeBinomial(4, n_batch=2)
+    rows = torch.tensor([[0.3, 1.0, 2.0, 9.0], [5.0, 0.2, 1.0, 40.0]])
+    likelihood.log_theta.data = rows.log()
+    batch = torch.tensor([1, 0, 1])
+    cells = likelihood.in_batches(batch)
+    mean = torch.tensor([0.1, 2.0, 30.0])[:, None].expand(3, 4)
+    x = torch.tensor([[0.0, 1.0, 5.0, 70.0]]).expand(3, 4)
+    torch.testing.assert_close(cells.log_prob(x, mean.log()), nb_log_prob(x, mean.log(), rows[batch]))
+    torch.testing.assert_close(cells.distribution(mean, mean).theta, rows[batch])
+    library = np.full(3, 500.0)
+    expected = [
+        expected_lognorm(mean[[i]].numpy(), rows[b].numpy(), library[[i]])[0] for i, b in enumerate(batch.tolist())
+    ]
+    np.testing.assert_allclose(cells.expected_lognorm(mean.numpy(), library), expected, rtol=1e-6)
+    own = draw_counterfactual(x[0].numpy(), mean[1].numpy(), np.full(4, 0.4), rows[0].numpy(), np.random.default_rng(3))
+    drawn = likelihood.in_batches(batch[1:2]).draw_counterfactual(
+        x[0].numpy(), mean[1].numpy(), np.full(4, 0.4), np.random.default_rng(3)
+    )
+    np.testing.assert_array_equal(drawn, own)
+
+
+def test_what_the_latent_explains_is_taken_off_every_batch_and_given_back():
+    likelihood = NegativeBinomial(30, n_batch=2)
+    likelihood.start_from(*two_batches())
+    before = likelihood.theta.detach().clone()
+    assert likelihood.overdispersion.shape == (30,)
+    likelihood.leave_to_latent(np.full(30, 0.5))
+    torch.testing.assert_close(likelihood.theta.detach(), 2.0 * before)
+    likelihood.back_to_training()
+    torch.testing.assert_close(likelihood.theta.detach(), before)
+
+
+def test_one_dispersion_per_gene_is_the_same_object_in_all_batches():
+    likelihood = NegativeBinomial(4)
+    assert likelihood.in_batches(torch.tensor([0, 1])) is likelihood

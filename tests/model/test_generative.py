@@ -39,6 +39,37 @@ def test_cells_drawn_from_the_posterior_vary_as_the_cells_do(theta):
     assert 0.8 < np.median(drawn.var(axis=0) / counts.var(axis=0)) < 1.4
 
 
+def test_a_dispersion_per_gene_and_batch_finds_each(tmp_path):
+    rng = np.random.default_rng(0)
+    n, n_genes = 1600, 80
+    obs = pd.DataFrame(
+        {"perturbation": rng.choice(["control", "A"], n), "batch": rng.choice(["x", "y"], n)},
+        index=[f"c{i}" for i in range(n)],
+    )
+    log_mean = np.tile(rng.normal(0, 1, n_genes), (n, 1))
+    log_mean[:, :10] += (obs["perturbation"] == "A").to_numpy()[:, None]
+    mean = np.exp(log_mean) / np.exp(log_mean).sum(axis=1, keepdims=True) * 1500
+    theta = np.where(obs["batch"] == "x", 0.4, 6.0)[:, None]
+    counts = rng.poisson(rng.gamma(np.broadcast_to(theta, mean.shape), mean / theta)).astype(np.float32)
+    adata = ad.AnnData(sparse.csr_matrix(counts), obs=obs)
+    scvi.settings.seed = 0
+    CFMVC.setup_anndata(adata, batch_key="batch", labels_key=None)
+    model = CFMVC(adata, dispersion="gene-batch")
+    model.train(flow_max_epochs=2, **QUIET)
+    found = dict(zip(model.batches, model.module.likelihood.theta.detach().numpy(), strict=True))
+    assert np.median(found["x"]) == pytest.approx(0.4, rel=0.2)
+    assert np.median(found["y"]) == pytest.approx(6.0, rel=0.35)
+    drawn = [model.generate_cells("A", 400, batch=name, return_type="counts").X for name in ("x", "y")]
+    spread = [np.asarray(x.todense()).var(axis=0) for x in drawn]
+    assert np.median(spread[0] / spread[1]) > 3
+    model.save(str(tmp_path / "model"))
+    again = CFMVC.load(str(tmp_path / "model"), adata=adata)
+    kinds = ("counts", "mean", "lognorm")
+    for kind in kinds:
+        before, after = (m.predict_perturbation(perturbation="A", return_type=kind).X for m in (model, again))
+        assert abs(before - after).max() == 0
+
+
 @pytest.fixture(scope="module")
 def screen():
     """A simulated screen of two batches and a model of it."""
