@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cfmvc_scvi.calibration.change import LevelChange, decoded_change, expected_counts
+from cfmvc_scvi.calibration.composition import Composition
 from cfmvc_scvi.calibration.correction import (
     GeneCorrection,
     count_scale,
@@ -47,7 +48,7 @@ class ObservedEffects:
     Attributes
     ----------
     effects
-        Observed mean effects.
+        Observed mean effects, as the process takes them.
     n_control
         Control cells of every cell type, shape (n_labels,).
     misfit
@@ -86,6 +87,9 @@ class CalibrationState:
         Control cells that stand for each cell type.
     process
         Gaussian process over the training populations; ``None`` where there were none.
+    composition
+        What takes effects apart for the process, and puts its estimates together, where perturbations have vectors that
+        tell of each other; ``None`` where each has its own, and the process takes effects as they are.
     estimator
         Estimator of the mean effect; ``None`` leaves decoded changes as they are.
     observed
@@ -99,6 +103,7 @@ class CalibrationState:
     latent_shift: np.ndarray
     reference: Sequence[StoredReference]
     process: EffectGP | None
+    composition: Composition | None
     estimator: EffectEstimator | None
     observed: ObservedEffects | None = None
 
@@ -108,6 +113,7 @@ class CalibrationState:
         return {field.name: getattr(self, field.name) for field in fields(self)} | {
             "reference": [cells.to_saved() for cells in self.reference],
             "process": None if self.process is None else self.process.to_dict(),
+            "composition": None if self.composition is None else self.composition.to_saved(),
             "estimator": None if estimator is None else {"name": estimator.name, "state": estimator.to_saved()},
             "observed": None if self.observed is None else self.observed.to_saved(),
         }
@@ -116,9 +122,11 @@ class CalibrationState:
     def from_saved(cls, saved: Mapping[str, Any]) -> CalibrationState:
         """Counterpart of :meth:`to_saved`."""
         process, estimator, observed = saved["process"], saved["estimator"], saved["observed"]
+        composition = saved["composition"]
         made = {
             "reference": [StoredReference.from_saved(cells) for cells in saved["reference"]],
             "process": None if process is None else EffectGP.from_dict(process),
+            "composition": None if composition is None else Composition.from_saved(composition),
             "estimator": None if estimator is None else get_estimator(estimator["name"]).from_saved(estimator["state"]),
             "observed": None if observed is None else ObservedEffects.from_saved(observed),
         }
@@ -182,6 +190,12 @@ class Calibration:
         members = vocabulary.members(cache.conditions).take(populations.condition)
         effects = populations.observed(members)
         chosen = None if estimator is None else get_estimator(estimator).fit(effects, populations.mean0)
+        composition = process = None
+        if len(populations) and vocabulary.has_embedding:
+            composition = Composition.fit(effects, populations.mean0)
+            process = EffectGP(composition.with_column).fit(composition.split(effects))
+        elif len(populations):
+            process = EffectGP(populations.mean0).fit(effects)
         rng = np.random.default_rng(seed)
         spread_effect = populations.spread_effect(members)
         state = CalibrationState(
@@ -191,7 +205,8 @@ class Calibration:
             spread_effect=spread_effect if spread else np.zeros_like(spread_effect),
             latent_shift=latent_shift(cache, rows, populations, members),
             reference=[StoredReference.sample(cache, cells, rng) for cells in populations.control],
-            process=EffectGP(populations.mean0).fit(effects) if len(populations) else None,
+            process=process,
+            composition=composition,
             estimator=chosen,
         )
         return make_calibration(state, module, vocabulary)
@@ -278,6 +293,8 @@ class Calibration:
         latent = np.sum([cells.effect(share, self.module) for share in shares], axis=0)
         shift = self._shifted(members.sum(axis=0), cells) if n_contexts else None
         process = None if self.state.process is None else self.state.process.predict(members, label)
+        if process is not None and self.state.composition is not None:
+            process = self.state.composition.join(process, label)
         estimator = self.state.estimator
         query = EffectQuery(members, label, latent, shift, process, n_contexts, summed)
         effect = latent if estimator is None else estimator.estimate(query)
@@ -309,13 +326,13 @@ class Calibration:
         RuntimeError
             Where there were no populations, or :meth:`observe` was not called.
         """
-        if self.state.process is None or self.state.observed is None:
+        process, composition, observed = self.state.process, self.state.composition, self.state.observed
+        if process is None or observed is None:
             raise RuntimeError("The training populations are needed for the errors of effects, and there are none.")
+        labels = np.asarray(labels)
         members = np.repeat(self.vocabulary.encode_members([condition]), len(labels), axis=0)
-        observed = self.state.observed
-        return effect_error(
-            self.state.process, observed.effects, Conditions(members, np.asarray(labels)), observed.misfit
-        )
+        error = effect_error(process, observed.effects, Conditions(members, labels), observed.misfit)
+        return error if composition is None else composition.join_error(error, labels)
 
     def observe(self, observed: ObservedEffects | None) -> None:
         """Keep what intervals rest on; ``None`` forgets it."""

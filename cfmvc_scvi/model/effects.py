@@ -182,6 +182,7 @@ class EffectMixin(RequestMixin, SupportMixin):
             populations = Populations.of(cache, rows, len(self.cell_types))
             members = self.vocabulary.members(found.conditions).take(populations.condition)
             effects = populations.observed(members)
+            effects = effects if state.composition is None else state.composition.split(effects)
             labels = cells.context.labels.numpy()[rows]
             n_control = np.bincount(labels[found.code[rows] == 0], minlength=len(self.cell_types))
             observed = ObservedEffects(effects, n_control, find_misfit(state.process, effects))
