@@ -206,6 +206,8 @@ def batch(options: Options) -> pd.DataFrame:
     rows = []
     for name in options.data:
         adata, setup, batch_key, biology = load(name)
+        if options.labels and "cell_type" in adata.obs:
+            setup |= {"labels_key": "cell_type"}
         for seed in options.seeds:
             start = time.perf_counter()
             opts = Options(model=options.model, train={"flow_max_epochs": 2} | options.train)
@@ -328,6 +330,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", default=["simulated", "cellbench", "kang", "zhao"])
     parser.add_argument("--model", type=json.loads, default={}, help="arguments of CFMVC, as JSON")
     parser.add_argument("--train", type=json.loads, default={}, help="arguments of train, as JSON")
+    parser.add_argument("--labels", action="store_true", help="cell types given to the model; else not")
     parser.add_argument("--scvi", action="store_true", help="SCVI in the same table")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
