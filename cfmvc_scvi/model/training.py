@@ -24,6 +24,7 @@ from cfmvc_scvi.cells.table import CellTable
 from cfmvc_scvi.flow import get_coupling
 from cfmvc_scvi.model.calibrate import CalibrationMixin
 from cfmvc_scvi.model.data_module import CountsDataModule, DataModuleMixin
+from cfmvc_scvi.model.resources import ResourceMixin
 from cfmvc_scvi.module.initialize import initialize_linear_paths
 from cfmvc_scvi.prediction.trained import confounded_with_batch, trained_conditions, warn_of_untrained
 from cfmvc_scvi.registration.dose import effects_of_doses, fit_dose_response
@@ -55,11 +56,11 @@ from cfmvc_scvi.train.state import Stage
 _INIT_CELLS, _INIT_BYTES = 20_000, 256 * 2**20
 
 
-class TrainingMixin(CalibrationMixin, DataModuleMixin):
+class TrainingMixin(CalibrationMixin, DataModuleMixin, ResourceMixin):
     """Training of :class:`~cfmvc_scvi.CFMVC`.
 
-    Relies on :class:`~cfmvc_scvi._base.ModelBase`, cells and state; on the calibration that a training ends with, and
-    on the data of a data module.
+    Relies on :class:`~cfmvc_scvi._base.ModelBase`, cells and state; on the calibration that a training ends with,
+    on the data of a data module, and on the memory that it is going to take.
     """
 
     def train(
@@ -127,6 +128,8 @@ class TrainingMixin(CalibrationMixin, DataModuleMixin):
         ValueError
             When ``checkpoint_dir`` holds the state of another run, with the differences, or one and ``resume`` is off;
             for devices that cannot train together, with what to pass.
+        MemoryError
+            When more memory would be taken than is free, where the system says how much that is, with what would fit.
         OSError
             When a checkpoint cannot be written. The model is then left usable, as by Ctrl-C.
         KeyboardInterrupt
@@ -139,6 +142,7 @@ class TrainingMixin(CalibrationMixin, DataModuleMixin):
         monitor = trainer_kwargs.pop("early_stopping_monitor", None)
         common = {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping, **trainer_kwargs}
         common |= {"checkpoint_dir": checkpoint_dir, "resume": resume}
+        self._require_memory(self._data_for("train", datamodule))
         self.train_vae(
             vae_max_epochs,
             batch_size=batch_size,
@@ -239,7 +243,7 @@ class TrainingMixin(CalibrationMixin, DataModuleMixin):
         **trainer_kwargs: Any,
     ) -> None:
         """Stage 2 alone, on the split of stage 1; the VAE keeps every bit. The arguments are those of :meth:`train`."""
-        self._data_for("train", datamodule)
+        self._require_memory(self._data_for("train", datamodule))
         check_sizes(max_epochs=max_epochs, batch_size=batch_size)
         checkpoints = CheckpointFolder.of(checkpoint_dir, resume)
         arguments = StageArguments(
