@@ -150,6 +150,10 @@ class DiskRows(CSRDataset):
         """The same: nothing can be written through it."""
         return self
 
+    def path_of(self, row: int) -> str:
+        """The file that a row is in."""
+        return self._stored.path_of(row if self._rows is None else int(self._rows[row]))
+
     def close(self) -> None:
         """Close the file, where it is one of HDF5."""
         self._stored.close()

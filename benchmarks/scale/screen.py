@@ -100,7 +100,9 @@ def score(model: CFMVC, adata: ad.AnnData, truth: dict[str, np.ndarray]) -> pd.D
         context, perturbation = f"T{context}", f"P{k}"
         others = change.xs(perturbation, level=1).drop(context, errors="ignore")
         shift = others.mean()
-        effect = model.get_perturbation_effect(perturbation, context)["log_fold_change"].reindex(adata.var_names).to_numpy()
+        effect = (
+            model.get_perturbation_effect(perturbation, context)["log_fold_change"].reindex(adata.var_names).to_numpy()
+        )
         additive = shift + of_context.loc[context] - of_context.loc[others.index].mean()
         for method, values in {"model": effect, "no change": 0 * shift, "shift": shift, "additive": additive}.items():
             true = mean - control.loc[context].to_numpy()

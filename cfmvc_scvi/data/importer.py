@@ -162,12 +162,12 @@ def _import(
     sources = [source.with_genes(names) for source in sources]
     skeleton = joined_annotations({source.name: source.adata for source in sources}, names, source_key)
     bytes_each = _look_at(sources, names)
-    store = _Store.begin(out, sources, skeleton)
-    logger.info(
-        "%d cells x %d genes of %d files: about %.2f GB in %s; %d cells are there already.",
-        *(skeleton.n_obs, skeleton.n_vars, len(sources), bytes_each * skeleton.n_obs / 1e9, out, store.n_cells),
-    )
     try:
+        store = _Store.begin(out, sources, skeleton)
+        logger.info(
+            "%d cells x %d genes of %d files: about %.2f GB in %s; %d cells are there already.",
+            *(skeleton.n_obs, skeleton.n_vars, len(sources), bytes_each * skeleton.n_obs / 1e9, out, store.n_cells),
+        )
         require_space(out.parent, int(bytes_each * (skeleton.n_obs - store.n_cells)), "the counts")
         _copy(sources, names, store, show_progress)
         store.finish(out)

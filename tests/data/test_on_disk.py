@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cfmvc_scvi import CFMVC
 from cfmvc_scvi._rows import DiskRows, is_on_disk
 from cfmvc_scvi.data import open_counts
 
@@ -92,3 +93,15 @@ def test_a_collection_that_lacks_a_part_or_a_shard_is_refused(annbatch_files, tm
         open_counts(copy)
     with pytest.raises(ValueError, match="`path` is empty"):
         open_counts([])
+
+
+@pytest.mark.parametrize(("value", "message"), [(0.5, "1 fractional values"), (-1.0, "negative"), (np.nan, "missing")])
+def test_the_file_of_several_that_holds_no_counts_is_named(annbatch_files, tmp_path, value, message):
+    bad = ad.read_h5ad(annbatch_files["second"])
+    bad.X = bad.X.toarray()
+    bad.X[7, 3] = value
+    bad.write_h5ad(tmp_path / "bad.h5ad")
+    adata = open_counts([annbatch_files["first"], tmp_path / "bad.h5ad"])
+    with pytest.raises(ValueError, match=message) as error:
+        CFMVC.setup_anndata(adata, combination_delimiter="+")
+    assert f"(row 157, in {str(tmp_path / 'bad.h5ad')!r})" in str(error.value)
