@@ -17,6 +17,7 @@ from cfmvc_scvi._base import ModelBase
 from cfmvc_scvi._compat import attach, latest_registry
 from cfmvc_scvi._constants import CFMVC_KEYS
 from cfmvc_scvi.data import import_counts, open_counts
+from cfmvc_scvi.io.files import locked
 
 logger = logging.getLogger(__name__)
 
@@ -196,10 +197,17 @@ def _open(paths: Any, collection_path: str | os.PathLike | None, layer: str | No
         if genes is not None:
             raise ValueError("`var_subset` is for a store that is written: pass `collection_path=` as well.")
         return open_counts(paths)
-    if Path(collection_path).exists():
+    store = Path(collection_path)
+    if store.exists():
         if paths is not None:
-            logger.info("%s is there already: it is opened, and `paths` are not looked at.", collection_path)
-        return open_counts(collection_path)
+            logger.info("%s is there already: it is opened, and `paths` are not looked at.", store)
+        return open_counts(store)
     if paths is None:
-        raise FileNotFoundError(f"There is no collection at {os.fspath(collection_path)!r}: give `paths` to make one.")
-    return import_counts(paths, collection_path, layer=layer, genes=genes)
+        raise FileNotFoundError(f"There is no collection at {os.fspath(store)!r}: give `paths` to make one.")
+    if not store.parent.is_dir():
+        raise FileNotFoundError(f"The folder of `collection_path` does not exist: {os.fspath(store.parent)!r}.")
+    lock = store.with_name(f".{store.name}.lock")
+    with locked(lock):  # of several processes of one training the first writes, the others wait
+        adata = open_counts(store) if store.exists() else import_counts(paths, store, layer=layer, genes=genes)
+        lock.unlink(missing_ok=True)  # from here on the store is there
+    return adata

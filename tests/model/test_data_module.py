@@ -104,10 +104,10 @@ def test_other_files_with_the_same_cells_give_the_same(annbatch_files, fit, tmp_
 @pytest.mark.parametrize("layer", [None, "counts"])
 def test_files_are_brought_together_once(annbatch_files, tmp_path, caplog, layer):
     store, files = tmp_path / "both.zarr", [annbatch_files["first"], annbatch_files["second"]]
-    genes = [f"gene{i}" for i in (3, 1, 2)]
     genes = list(ad.read_h5ad(files[0]).var_names[[3, 1, 2]])
     dm = CFMVC.setup_annbatch(files, collection_path=store, layer=layer, var_subset=genes, **SETUP)
     assert store.is_dir() and list(dm.var_names) == genes and dm.n_obs == 240
+    assert [path.name for path in tmp_path.iterdir()] == ["both.zarr"]
     with caplog.at_level(logging.INFO, "cfmvc_scvi"):
         again = CFMVC.setup_annbatch(files, collection_path=store, layer=layer, **SETUP)
     assert "is there already" in caplog.text and list(again.var_names) == genes
@@ -119,6 +119,8 @@ def test_what_is_missing_or_does_not_fit_is_said(annbatch_files, simulated, buil
         CFMVC.setup_annbatch()
     with pytest.raises(FileNotFoundError, match="There is no collection at .*give `paths`"):
         CFMVC.setup_annbatch(collection_path=tmp_path / "none.zarr")
+    with pytest.raises(FileNotFoundError, match="The folder of `collection_path` does not exist"):
+        CFMVC.setup_annbatch(annbatch_files["first"], collection_path=tmp_path / "none" / "all.zarr")
     with pytest.raises(ValueError, match="`var_subset` is for a store that is written"):
         CFMVC.setup_annbatch(annbatch_files["first"], var_subset=["a"])
     with pytest.raises(ValueError, match=r"`registry` says nothing of perturbations: give that of `CFMVC.setup_annb"):
