@@ -182,7 +182,7 @@ def _summarise(matrix: Any, where: str) -> CountSummary:
     rows, columns = np.zeros(matrix.shape[0]), np.zeros(matrix.shape[1])
     largest, n_fractional = 0.0, 0
     for block in _blocks(matrix):
-        part = matrix[block]
+        part: Any = matrix[block]
         values = part.data if sparse.issparse(part) else part
         if values.size:
             try:
