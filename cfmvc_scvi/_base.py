@@ -262,7 +262,10 @@ class ModelBase(BaseModelClass):
     def _require_adata(self, task: str) -> AnnData:
         """The registered data."""
         if self._registered is None:
-            raise RuntimeError(f"This model was loaded without data: load it with `adata=` to {task}.")
+            raise RuntimeError(
+                f"This model was loaded without data: load it with `adata=` to {task}. One that was made of a registry "
+                "gets its data by `train(datamodule=...)`."
+            )
         return self._registered
 
     def _require_vae(self, task: str) -> None:

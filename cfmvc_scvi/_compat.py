@@ -1,4 +1,4 @@
-"""The only place that imports private names of scvi-tools, Lightning and torch, or depends on their versions."""
+"""The only place that imports private names of scvi-tools, anndata, Lightning and torch, or depends on versions."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import rich.pretty  # noqa: F401  # scvi-tools' view_anndata_setup() uses it without importing it
 import torch
 from anndata import AnnData
+from anndata._core.file_backing import to_memory
 from lightning.pytorch.strategies import DDPStrategy
 from scvi.data._constants import _MANAGER_UUID_KEY
 from scvi.model._utils import parse_device_args
@@ -18,19 +19,29 @@ from scvi.module._constants import MODULE_KEYS
 from scvi.train._progress import ProgressBar
 from torch.distributed import distributed_c10d
 
+from cfmvc_scvi._rows import DiskRows
+
 __all__ = [
     "MODULE_KEYS",
     "ProgressBar",
+    "attach",
     "common_store",
     "deregister",
     "forget_registered",
     "forget_with",
     "is_registered",
+    "latest_registry",
     "parse_device",
     "read_pickled_model",
     "registered_codes",
     "start_method",
 ]
+
+
+@to_memory.register(DiskRows)
+def _read(matrix: DiskRows, *, copy: bool = False) -> Any:
+    """What ``adata.to_memory()`` makes of our rows on disk; anndata would leave a matrix of an unknown kind there."""
+    return matrix.to_memory()
 
 
 def parse_device(accelerator: str, device: int | str) -> torch.device:
@@ -54,6 +65,20 @@ def forget_registered(model: BaseModelClass, *, keep_own: bool) -> None:
     if not keep_own:
         model._setup_adata_manager_store.pop(own, None)
         model._adata = model._adata_manager = None
+
+
+def latest_registry(model_class: type[BaseModelClass], adata: AnnData) -> dict[str, Any]:
+    """What the last setup of an AnnData registered."""
+    manager = cast(Any, model_class._get_most_recent_anndata_manager(adata, required=True))
+    return manager.registry
+
+
+def attach(model: BaseModelClass, adata: AnnData) -> None:
+    """Make an AnnData that was set up the data of a model that has none."""
+    manager = cast(Any, type(model)._get_most_recent_anndata_manager(adata, required=True))
+    model._register_manager_for_instance(manager)
+    model._adata, model._adata_manager = cast(Any, adata), manager
+    model.registry_, model.summary_stats = manager.registry, manager.summary_stats
 
 
 def deregister(model_class: type[BaseModelClass], adata: AnnData) -> None:

@@ -1,20 +1,23 @@
 """Matrices of cells that stay on disk: rows of them are read when they are asked for, as CSR in memory.
 
 In memory, ``matrix[rows]`` of an array or a CSR matrix gives some cells. :class:`DiskRows` gives the same of a dataset
-in an ``.h5ad`` or zarr store, so what reads cells block by block need not know where they are.
+in an ``.h5ad`` or zarr store, or of several under each other, so what reads cells block by block need not know where
+they are.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
 
 import h5py
 import numpy as np
 import zarr
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
+
+from cfmvc_scvi._messages import shortened
 
 #: Rows that are read together at most, and bytes of them where they are dense.
 CHUNK_ROWS = 1024
@@ -28,8 +31,10 @@ def is_on_disk(matrix: Any) -> bool:
     return isinstance(matrix, (h5py.Dataset, zarr.Array, CSRDataset, CSCDataset))
 
 
-class DiskRows:
+class DiskRows(CSRDataset):
     """Cells of a matrix on disk; only the rows that are asked for are read.
+
+    It can be ``X`` or a layer of an AnnData, as a dataset of anndata can.
 
     Parameters
     ----------
@@ -50,6 +55,8 @@ class DiskRows:
         For a store of which a part is missing.
     """
 
+    format: ClassVar[Literal["csr"]] = "csr"
+
     def __init__(
         self,
         stored: Any,
@@ -59,13 +66,27 @@ class DiskRows:
         columns: np.ndarray | None = None,
         totals: np.ndarray | None = None,
     ) -> None:
-        self._stored = stored if isinstance(stored, _Stored) else _open(stored, where)
+        self._stored: _Stored = stored if isinstance(stored, _Stored) else _open(stored, where)
         self.where = where
         self._rows, self._columns = rows, columns
         self.totals = totals
         n, n_columns = self._stored.shape
         self.shape = (n if rows is None else len(rows), n_columns if columns is None else len(columns))
         self.dtype = self._stored.dtype
+        self.backend: Literal["zarr", "hdf5"] = "hdf5" if isinstance(self._stored._file, h5py.File) else "zarr"
+
+    @classmethod
+    def stacked(cls, parts: Sequence[DiskRows], where: str) -> DiskRows:
+        """Matrices with the same columns under each other.
+
+        Parameters
+        ----------
+        parts
+            The matrices, at least one, each with all of its rows.
+        where
+            Name of the whole, for messages.
+        """
+        return parts[0] if len(parts) == 1 else cls(_Stack(parts), where)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -96,14 +117,18 @@ class DiskRows:
         """The same, to be compared with the sums of its rows whenever some are read."""
         return DiskRows(self._stored, self.where, rows=self._rows, columns=self._columns, totals=totals)
 
-    def __getitem__(self, rows: np.ndarray | slice) -> sparse.csr_matrix:
-        """Values of some rows, in this order.
+    def __getitem__(self, index: Any) -> sparse.csr_matrix:
+        """Values of some rows, in this order; also of some columns of them, as AnnData asks.
 
         Raises
         ------
         OSError
             When they cannot be read, or their sums are no longer what they were.
         """
+        if isinstance(index, tuple):
+            rows, columns = (part.ravel() if isinstance(part, np.ndarray) else part for part in index)
+            return self[rows][:, columns]
+        rows = np.atleast_1d(index) if not isinstance(index, slice) else index
         asked = _positions(rows, len(self))
         own = asked if self._rows is None else self._rows[asked]
         rising = bool(np.all(own[1:] > own[:-1]))
@@ -116,6 +141,18 @@ class DiskRows:
         if self.totals is not None:
             self._compare(block, self.totals[asked])
         return block
+
+    def to_memory(self) -> sparse.csr_matrix:
+        """All rows."""
+        return self[:]
+
+    def copy(self) -> DiskRows:
+        """The same: nothing can be written through it."""
+        return self
+
+    def path_of(self, row: int) -> str:
+        """The file that a row is in."""
+        return self._stored.path_of(row if self._rows is None else int(self._rows[row]))
 
     def close(self) -> None:
         """Close the file, where it is one of HDF5."""
@@ -134,8 +171,8 @@ class DiskRows:
             block = self._stored.read(start, stop)
         except Exception as error:  # HDF5, zarr and their codecs raise errors of many types
             raise OSError(
-                f"Rows {start} to {stop} of {self.where} cannot be read from {self._stored.path}: {error}. The file is "
-                "damaged, incomplete, or was closed or replaced."
+                f"Rows {start} to {stop} of {self.where} cannot be read from {self._stored.path_of(start)}: {error}. "
+                "The file is damaged, incomplete, or was closed or replaced."
             ) from error
         if len(rows) < stop - start:
             block = block[rows - start]
@@ -199,6 +236,10 @@ class _Stored(ABC):
         if isinstance(self._file, h5py.File):
             self._file.close()
 
+    def path_of(self, row: int) -> str:
+        """The file that a row is in."""
+        return self.path
+
     @abstractmethod
     def read(self, start: int, stop: int) -> sparse.csr_matrix:
         """Rows from ``start`` to ``stop``."""
@@ -249,6 +290,38 @@ class _Sparse(_Stored):
         return sparse.csr_matrix((values, indices, starts.astype(np.int32)), shape=(stop - start, self.shape[1]))
 
 
+class _Stack(_Stored):
+    """Datasets under each other, each with a choice of its columns."""
+
+    def __init__(self, parts: Sequence[DiskRows]) -> None:
+        self._parts = [(part._stored, part._columns) for part in parts]
+        self._ends = np.cumsum([len(part) for part in parts])
+        self.shape, self.dtype = (int(self._ends[-1]), parts[0].shape[1]), np.result_type(*(p.dtype for p in parts))
+        self.chunk_rows = max(stored.chunk_rows for stored, _ in self._parts)
+        self.path = shortened(list(dict.fromkeys(stored.path for stored, _ in self._parts)), 3)
+        self.key = tuple(part.key for part in parts)
+        self._file = None
+
+    def close(self) -> None:
+        """Close all files."""
+        for stored, _ in self._parts:
+            stored.close()
+
+    def path_of(self, row: int) -> str:
+        """The file that a row is in."""
+        return self._parts[int(np.searchsorted(self._ends, row, side="right"))][0].path
+
+    def read(self, start: int, stop: int) -> sparse.csr_matrix:
+        """Rows from ``start`` to ``stop``, of one part or of parts that follow each other."""
+        found = []
+        for (stored, columns), end in zip(self._parts, self._ends, strict=True):
+            begin = int(end) - stored.shape[0]
+            if begin < stop and start < end:
+                block = stored.read(max(start, begin) - begin, min(stop, int(end)) - begin)
+                found.append(block if columns is None else block[:, columns])
+        return found[0] if len(found) == 1 else sparse.csr_matrix(sparse.vstack(found, format="csr"))
+
+
 def _open(stored: Any, where: str) -> _Stored:
     if isinstance(stored, CSCDataset):
         raise TypeError(
@@ -259,11 +332,16 @@ def _open(stored: Any, where: str) -> _Stored:
 
 
 def _lacks_chunks(array: Any, few: int = 0) -> bool:
-    """Whether chunks of a zarr array are missing, which it would read as zeros; a last one of few entries may be."""
+    """Whether chunks of a zarr array are missing, which it would read as zeros; a last one of few entries may be.
+
+    Several chunks may be in one file, a shard: then it is these that are counted.
+    """
     if not isinstance(array, zarr.Array):
         return False
-    may_lack = int(0 < array.shape[0] % array.chunks[0] <= few)
-    return array.nchunks - array.nchunks_initialized > may_lack
+    size = (array.shards or array.chunks)[0]
+    there = array.nchunks_initialized // (size // array.chunks[0])
+    may_lack = int(0 < array.shape[0] % size <= few)
+    return -(-array.shape[0] // size) - there > may_lack
 
 
 def _path(stored: Any) -> str:

@@ -215,6 +215,11 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def same_names(one: pd.Index, other: pd.Index) -> bool:
+    """Whether the names are the same in the same order, as whatever type of text they are kept."""
+    return len(one) == len(other) and bool((one.to_numpy(dtype=object) == other.to_numpy(dtype=object)).all())
+
+
 def obs_of(adata: AnnData) -> pd.DataFrame:
     """Annotations of the cells. Of data that are read lazily they are of another class, which is not registered."""
     return cast(pd.DataFrame, adata.obs)

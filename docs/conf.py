@@ -68,6 +68,7 @@ GALLERY = {
     "trust": ("Baselines, ceiling, support, intervals and the report, on two hidden cell types.", 1),
     "crispr_screen": ("The map of a screen, effect programs, genes, and targets that were never cut.", 4),
     "combinations_and_doses": ("Pairs and doses that were not measured, with known truth; many conditions at once.", 1),
+    "from_disk": ("Files brought together, trained on from disk; effects of a whole screen into a file.", 1),
     "spatial": ("Coordinates as context: an effect that depends on place, simulated on real tissue.", 3),
 }
 

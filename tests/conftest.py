@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -189,6 +190,19 @@ def real_data(data_folder: Path) -> Callable[[str], AnnData]:
         return getattr(data, name)(path=data_folder)
 
     return load
+
+
+@pytest.fixture(scope="session")
+def annbatch_files(tmp_path_factory) -> dict[str, Path]:
+    """A collection that annbatch 0.3.1 wrote of two files, in three parts and shuffled, and these files.
+
+    240 cells x 40 genes with a layer, doses, donors and coordinates; 50 cells a shard, 10 a chunk.
+    """
+    folder = tmp_path_factory.mktemp("annbatch")
+    with zipfile.ZipFile(Path(__file__).parent / "data" / "annbatch_collection.zip") as file:
+        file.extractall(folder)
+    names = {"collection": "collection.zarr", "first": "first.h5ad", "second": "second.h5ad"}
+    return {name: folder / file for name, file in names.items()}
 
 
 def control_cells(model) -> AnnData:

@@ -106,6 +106,25 @@ def test_a_zarr_store_that_lacks_chunks_is_refused(counts, tmp_path, name):
         DiskRows(ad.io.sparse_dataset(zarr.open_group(tmp_path / "store", mode="r")["X"]), "adata.X")
 
 
+def test_matrices_under_each_other_are_one(counts, tmp_path):
+    """Parts of all kinds, one with columns in another order; a read may go over several of them."""
+    order = np.random.default_rng(2).permutation(G)
+    parts = [DiskRows(write(counts, tmp_path / kind, kind), "adata.X") for kind in KINDS]
+    turned = write(counts[:, order].tocsr(), tmp_path / "turned", "zarr csr")
+    stack = DiskRows.stacked([*parts, DiskRows(turned, "adata.X").with_columns(np.argsort(order))], "adata.X")
+    whole = sparse.vstack([counts] * 5, format="csr")
+    assert stack.shape == whole.shape and stack.backend == "zarr" and parts[0].backend == "hdf5"
+    rng = np.random.default_rng(3)
+    for rows in (slice(None), slice(2500, 13000), rng.permutation(5 * N)[:2000], np.arange(5, 5 * N, 100), [3]):
+        np.testing.assert_array_equal(stack[rows].toarray(), whole[rows].toarray())
+    np.testing.assert_array_equal(stack[2990:3005, [3, 1]].toarray(), whole[2990:3005][:, [3, 1]].toarray())
+    np.testing.assert_array_equal(stack[np.ix_([9, 7000], [3, 1])].toarray(), whole[[9, 7000]][:, [3, 1]].toarray())
+    assert DiskRows.stacked(parts[:1], "adata.X") is parts[0] and stack.copy() is stack
+    stack.close()
+    with pytest.raises(OSError, match=r"Rows 2048 to 3000 of adata\.X cannot be read from .*h5 csr"):
+        stack[2048:3000]
+
+
 def test_a_damaged_chunk_is_an_error_that_says_where(counts, tmp_path):
     group = zarr_of_many_chunks(counts, tmp_path / "store")
     disk = DiskRows(ad.io.sparse_dataset(group["X"]), "adata.X")

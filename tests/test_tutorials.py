@@ -46,6 +46,7 @@ READS = {
     "trust": "kang2018",
     "crispr_screen": "papalexi2021",
     "combinations_and_doses": None,
+    "from_disk": None,
     "spatial": "wang2018_starmap",
 }
 NOTEBOOKS = sorted(TUTORIALS.glob("*.ipynb"))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import sparse
 
 from cfmvc_scvi._sparse import SparseRows
-from cfmvc_scvi._types import CellSplit, CountBatch, FlowBatch, FlowContext, Part, at_least_float32, drawn
+from cfmvc_scvi._types import CellSplit, CountBatch, FlowBatch, FlowContext, Part, at_least_float32, drawn, same_names
 
 
 @pytest.fixture
@@ -94,6 +95,12 @@ def test_processes_together_draw_what_one_draws():
     parts = [Part(index, 2, 5) for index in range(2)]
     pieces = [drawn(draw, part.rows.stop - part.rows.start, part) for part in parts]
     assert torch.equal(torch.cat(pieces), drawn(draw, 5, None))
+
+
+def test_names_are_compared_whatever_type_they_have():
+    names = pd.Index(["a", "b"], dtype=object)
+    assert same_names(names, names.astype("string")) and same_names(names[:0], names[:0])
+    assert not same_names(names, names[::-1]) and not same_names(names, names[:1])
 
 
 def test_a_part_goes_along_to_a_device(context):

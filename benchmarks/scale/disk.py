@@ -94,7 +94,7 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def train(way: str, path: Path, epochs: int) -> None:
+def train(way: str, path: Path, epochs: int, fraction: float) -> None:
     """Register, train stage 1 and encode, in this process; print what it took as JSON."""
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -118,10 +118,11 @@ def train(way: str, path: Path, epochs: int) -> None:
     model = CFMVC(adata)
     quiet = {"accelerator": "cpu", "enable_progress_bar": False}
     lap("start values", lambda: model.train_vae(1, limit_train_batches=1, limit_val_batches=0, **quiet))
-    lap("epochs", lambda: model.train_vae(epochs, **quiet))
+    part = {"limit_train_batches": fraction, "limit_val_batches": fraction}
+    lap("epochs", lambda: model.train_vae(epochs, **part, **quiet))
     trained = peak()
-    lap("encode", model.get_latent_representation)
-    rate = epochs * adata.n_obs / seconds["epochs"]
+    lap("encode", lambda: model.get_latent_representation(indices=np.arange(int(fraction * adata.n_obs))))
+    rate = epochs * fraction * adata.n_obs / seconds["epochs"]
     print(json.dumps({"way": way, "start": start, "trained": trained, "peak": peak(), "rate": rate, **seconds}))
 
 
@@ -132,11 +133,12 @@ def main() -> None:
     parser.add_argument("genes", type=int)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--fraction", type=float, default=1.0, help="share of an epoch, and of the cells to encode")
     parser.add_argument("--folder", type=Path, help="where the files go; they are removed in the end")
     parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.train:
-        return train(args.train[0], Path(args.train[1]), args.epochs)
+        return train(args.train[0], Path(args.train[1]), args.epochs, args.fraction)
     with TemporaryDirectory(dir=args.folder) as folder:
         files = {"zarr": Path(folder) / "screen.zarr", "dense": Path(folder) / "screen.h5ad"}
         files["memory"] = files["zarr"]
@@ -148,7 +150,7 @@ def main() -> None:
         memory = None
         for way in args.ways:
             command = [sys.executable, __file__, str(args.cells), str(args.genes), "--epochs", str(args.epochs)]
-            command += ["--train", way, str(files[way])]
+            command += ["--fraction", str(args.fraction), "--train", way, str(files[way])]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             found = json.loads(done.stdout.splitlines()[-1])
             memory = found["rate"] if way == "memory" else memory

@@ -3,7 +3,10 @@
 ``screen.py N CELLS GENES [CONTEXTS] [--vae E] [--flow E]`` writes a screen of N perturbations with so many cells each
 and contexts to an ``.h5ad``, in pieces, and trains both stages on it in a process of its own. Printed are seconds of
 each part, the share outside the networks, peak resident memory above that with the data loaded, size of the saved
-model, and one prediction with its effects. Epochs are the defaults unless given.
+model, and one prediction with its effects. Epochs are the defaults unless given. With several contexts, 30 pairs of a
+perturbation and a context are left out of the screen, and the model's effects on them stand beside no change, the mean
+change of the perturbation in the other contexts (shift), and that plus the change of all perturbations in this context
+over their mean in the others (additive).
 """
 
 from __future__ import annotations
@@ -32,6 +35,14 @@ from cfmvc_scvi.model import training
 
 #: Share of control cells.
 CONTROLS = 0.05
+#: Pairs of perturbation and context that are left out, and cells that their true means are taken of.
+LEFT_OUT, TRUE_CELLS = 30, 500
+
+
+def lognorm(counts: Any) -> np.ndarray:
+    """log1p of counts per 10,000, dense."""
+    x = np.asarray(counts.toarray() if sparse.issparse(counts) else counts, dtype=np.float32)
+    return np.log1p(1e4 * x / np.maximum(x.sum(axis=1, keepdims=True), 1.0))
 
 
 def write_screen(path: Path, n: int, n_cells: int, n_genes: int, n_contexts: int) -> None:
@@ -44,23 +55,61 @@ def write_screen(path: Path, n: int, n_cells: int, n_genes: int, n_contexts: int
         n, n_genes, 0.05, random_state=rng, data_rvs=lambda size: rng.normal(size=size), format="csr"
     )
     n_control = max(50, int(CONTROLS * n * n_cells))
-    parts, perturbation, cell_type = [], [], []
+    chosen = rng.choice(n * n_contexts, LEFT_OUT if n_contexts > 1 else 0, replace=False)
+    left_out = {(int(pair) // n, int(pair) % n) for pair in chosen}
+    parts, perturbation, cell_type, truth = [], [], [], {}
     for context, profile in enumerate(contexts):
         for k in range(-1, n):
             size = n_control if k < 0 else n_cells
+            size = TRUE_CELLS if (context, k) in left_out else size
             rates = profile if k < 0 else profile * np.exp(effects[k].toarray().ravel())
             library = rng.lognormal(0.0, 0.3, size)[:, None] * 1500.0
-            parts.append(sparse.csr_matrix(rng.poisson(library * rates / rates.sum()).astype(np.float32)))
+            cells = rng.poisson(library * rates / rates.sum()).astype(np.float32)
+            if (context, k) in left_out:
+                truth[f"{context},{k}"] = lognorm(cells).mean(axis=0)
+                continue
+            parts.append(sparse.csr_matrix(cells))
             perturbation += [names[k + 1]] * size
             cell_type += [f"T{context}"] * size
     obs = pd.DataFrame({"perturbation": pd.Categorical(perturbation), "cell_type": pd.Categorical(cell_type)})
     obs.index = [f"cell{i}" for i in range(len(obs))]
     ad.AnnData(sparse.vstack(parts, format="csr"), obs=obs).write_h5ad(path)
+    np.savez(path.with_suffix(".npz"), **truth)
 
 
 def peak() -> float:
     """Peak resident memory in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def score(model: CFMVC, adata: ad.AnnData, truth: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Correlation with the true changes of the pairs left out, and root mean squared error, means over the pairs."""
+    key = pd.MultiIndex.from_frame(adata.obs[["cell_type", "perturbation"]].astype(str))
+    codes, pairs = key.factorize()
+    sums = np.zeros((len(pairs), adata.n_vars))
+    for start in range(0, adata.n_obs, 4096):
+        here = codes[start : start + 4096]
+        some = sparse.csr_matrix((np.ones(len(here)), (here, np.arange(len(here)))), (len(pairs), len(here)))
+        sums += some @ lognorm(adata.X[start : start + 4096])
+    means = pd.DataFrame(sums / np.bincount(codes)[:, None], pairs)
+    control = means.xs("control", level=1)
+    change = means.sub(control.reindex(means.index.get_level_values(0)).to_numpy()).drop("control", level=1)
+    of_context, found = change.groupby(level=0).mean(), []
+    for name, mean in truth.items():
+        context, k = (int(part) for part in name.split(","))
+        context, perturbation = f"T{context}", f"P{k}"
+        others = change.xs(perturbation, level=1).drop(context, errors="ignore")
+        shift = others.mean()
+        effect = (
+            model.get_perturbation_effect(perturbation, context)["log_fold_change"].reindex(adata.var_names).to_numpy()
+        )
+        additive = shift + of_context.loc[context] - of_context.loc[others.index].mean()
+        for method, values in {"model": effect, "no change": 0 * shift, "shift": shift, "additive": additive}.items():
+            true = mean - control.loc[context].to_numpy()
+            r = np.corrcoef(values, true)[0, 1] if np.std(values) else 0.0
+            found.append((method, r, np.sqrt(np.mean((values - true) ** 2))))
+    table = pd.DataFrame(found, columns=["method", "pearson_delta", "rmse"])
+    return table.groupby("method", sort=False).mean().round(3)
 
 
 def train(path: Path, vae: int | None, flow: int | None) -> None:
@@ -105,6 +154,9 @@ def train(path: Path, vae: int | None, flow: int | None) -> None:
     lap("effect, the first", lambda: model.get_perturbation_effect("P1"))
     lap("effect, the second", lambda: model.get_perturbation_effect("P2"))
     lap("coefficients", model.get_effect_coefficients)
+    truth = dict(np.load(path.with_suffix(".npz")))
+    if truth:
+        print(score(model, adata, truth).to_string())
     with TemporaryDirectory() as folder:
         lap("save", lambda: model.save(f"{folder}/model"))
         size = sum(file.stat().st_size for file in Path(folder, "model").iterdir())

@@ -17,7 +17,7 @@ from torch import Tensor
 from cfmvc_scvi._constants import CFMVC_KEYS
 from cfmvc_scvi._messages import close_matches, missing_genes, shortened
 from cfmvc_scvi._rows import DiskRows, take_rows
-from cfmvc_scvi._types import FlowContext, obs_of
+from cfmvc_scvi._types import FlowContext, obs_of, same_names
 from cfmvc_scvi.cells.table import CellTable
 from cfmvc_scvi.registration.checks import check_finite_column, check_unique_genes
 from cfmvc_scvi.registration.counts import check_counts
@@ -109,7 +109,7 @@ class CellReader:
 
     def _align_genes(self, adata: AnnData) -> Any:
         matrix = counts_matrix(adata, self.keys.layer)
-        if adata.var_names.equals(self.var_names):
+        if same_names(adata.var_names, self.var_names):
             return matrix
         check_unique_genes(adata)
         columns = adata.var_names.get_indexer(self.var_names)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -17,14 +16,13 @@ import pandas as pd
 import zarr
 from anndata import AnnData
 from scipy import sparse
-from scvi import settings
 from scvi.utils import track
 from zarr.storage import MemoryStore
 
-from cfmvc_scvi._messages import missing_genes, shortened
+from cfmvc_scvi._messages import shortened
 from cfmvc_scvi._rows import DiskRows
-from cfmvc_scvi._types import obs_of
 from cfmvc_scvi.data.on_disk import open_counts
+from cfmvc_scvi.data.parts import joined_annotations, shared_genes
 from cfmvc_scvi.io.files import remove, require_space, sync_tree, write_error
 from cfmvc_scvi.registration.counts import find_noncount
 from cfmvc_scvi.registration.keys import counts_matrix, counts_name
@@ -159,16 +157,17 @@ class _Source:
 def _import(
     sources: list[_Source], out: Path, genes: Sequence[str] | None, source_key: str | None, show_progress: bool
 ) -> None:
-    names = _shared_genes(sources, genes)
+    tables = {os.fspath(source.path): source.adata for source in sources}
+    names = shared_genes(tables, genes)
     sources = [source.with_genes(names) for source in sources]
-    skeleton = _annotations(sources, names, source_key)
+    skeleton = joined_annotations({source.name: source.adata for source in sources}, names, source_key)
     bytes_each = _look_at(sources, names)
-    store = _Store.begin(out, sources, skeleton)
-    logger.info(
-        "%d cells x %d genes of %d files: about %.2f GB in %s; %d cells are there already.",
-        *(skeleton.n_obs, skeleton.n_vars, len(sources), bytes_each * skeleton.n_obs / 1e9, out, store.n_cells),
-    )
     try:
+        store = _Store.begin(out, sources, skeleton)
+        logger.info(
+            "%d cells x %d genes of %d files: about %.2f GB in %s; %d cells are there already.",
+            *(skeleton.n_obs, skeleton.n_vars, len(sources), bytes_each * skeleton.n_obs / 1e9, out, store.n_cells),
+        )
         require_space(out.parent, int(bytes_each * (skeleton.n_obs - store.n_cells)), "the counts")
         _copy(sources, names, store, show_progress)
         store.finish(out)
@@ -208,69 +207,7 @@ def _open_source(name: str, path: Path, layer: str | None) -> _Source:
         raise ValueError(f"{where} of {os.fspath(path)!r} is empty: pass `layer=`, one of {list(adata.layers)}.")
     if counts.dtype.kind not in "iuf" or counts.dtype == np.float16:
         raise TypeError(f"{where} of {os.fspath(path)!r} has values of type {counts.dtype}, which are not counts.")
-    if not adata.var_names.is_unique:
-        repeated = adata.var_names[adata.var_names.duplicated()].unique()
-        raise ValueError(
-            f"Names of genes in {os.fspath(path)!r} are not unique, e.g. {list(repeated[:3])}, and genes are matched "
-            "by name: make them unique in the file first."
-        )
     return _Source(name, path, adata, counts)
-
-
-def _shared_genes(sources: list[_Source], genes: Sequence[str] | None) -> pd.Index:
-    if genes is not None:
-        names = pd.Index([str(gene) for gene in genes])
-        if not names.is_unique:
-            raise ValueError(f"`genes` has repeated names: {shortened(sorted(set(names[names.duplicated()])))}.")
-        for source in sources:
-            missing = names.difference(source.adata.var_names)
-            if len(missing):
-                raise ValueError(missing_genes(missing, source.adata.var_names, wanted=f"`genes` in {source.path}"))
-        return names
-    names = sources[0].adata.var_names
-    for source in sources[1:]:
-        names = names[names.isin(source.adata.var_names)]
-    fewest = min(sources, key=lambda source: source.adata.n_vars)
-    if not len(names):
-        examples = {source.name: list(source.adata.var_names[:3]) for source in sources[:5]}
-        raise ValueError(f"The files share no gene by name: {examples}. Give all of them names of one kind.")
-    if len(names) < fewest.adata.n_vars / 2:
-        warnings.warn(
-            f"The files share {len(names)} genes, fewer than half of the {fewest.adata.n_vars} of {fewest.path}: check "
-            "that names are of one kind in all of them.",
-            UserWarning,
-            stacklevel=settings.warnings_stacklevel,
-        )
-    return names
-
-
-def _annotations(sources: list[_Source], names: pd.Index, source_key: str | None) -> AnnData:
-    """``obs``, ``obsm`` and ``uns`` of all files."""
-    tables = [obs_of(source.adata) for source in sources]
-    if source_key is not None and any(source_key in table for table in tables):
-        raise ValueError(f"`source_key` {source_key!r} is a column of obs already: choose another, or None.")
-    categorical = [
-        column
-        for column in dict.fromkeys(column for table in tables for column in table)
-        if all(isinstance(t[column].dtype, pd.CategoricalDtype) for t in tables if column in t)
-    ]
-    plain = [t.astype({c: object for c in categorical if c in t}) for t in tables]
-    obs = pd.concat(plain)
-    obs = obs.astype(dict.fromkeys(categorical, "category"))
-    origin = np.repeat([source.name for source in sources], [len(table) for table in tables])
-    if not obs.index.is_unique:
-        obs.index = [f"{cell}-{name}" for cell, name in zip(obs.index, origin, strict=True)]
-    if source_key is not None:
-        obs[source_key] = pd.Categorical(origin, categories=[source.name for source in sources])
-    obsm = {}
-    for key in sources[0].adata.obsm:
-        parts: list[Any] = [source.adata.obsm.get(key) for source in sources]
-        if all(isinstance(part, np.ndarray) and part.shape[1:] == parts[0].shape[1:] for part in parts):
-            obsm[key] = np.concatenate(parts)
-        elif all(isinstance(part, pd.DataFrame) and list(part) == list(parts[0]) for part in parts):
-            obsm[key] = pd.concat(parts).set_axis(obs.index)
-    var = cast(pd.DataFrame, sources[0].adata.var).loc[names]
-    return AnnData(obs=obs, var=var, obsm=obsm, uns=dict(sources[0].adata.uns))
 
 
 def _look_at(sources: list[_Source], names: pd.Index) -> float:

@@ -15,6 +15,7 @@ from cfmvc_scvi._base import single_precision
 from cfmvc_scvi._constants import AUTO, CFMVC_KEYS
 from cfmvc_scvi._messages import shortened, unknown_choice
 from cfmvc_scvi.flow import get_coupling
+from cfmvc_scvi.model.data_module import check_registry
 from cfmvc_scvi.model.persist import PersistenceMixin
 from cfmvc_scvi.model.programs import ProgramMixin
 from cfmvc_scvi.model.report import ReportMixin
@@ -53,7 +54,7 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
     adata
         AnnData registered with :meth:`setup_anndata`.
     registry
-        Registry of a saved model, in place of ``adata``.
+        In place of ``adata``: that of a data module, :meth:`setup_annbatch`.
     n_latent
         Dimension of the intrinsic latent.
     n_latent_technical
@@ -108,6 +109,8 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
         sizes_given |= {"n_layers": n_layers, "n_basis": n_basis, "n_hidden_flow": n_hidden_flow}
         for argument, value in sizes_given.items():
             whole_number(argument, value)
+        if adata is None and registry is not None:
+            check_registry(registry)
         super().__init__(adata, registry)
         sizes = cast("dict[str, int]", self.summary_stats)
         self.module = self._module_cls(

@@ -21,6 +21,8 @@ from cfmvc_scvi._base import ModelBase
 from cfmvc_scvi._compat import parse_device, read_pickled_model
 from cfmvc_scvi._constants import CFMVC_KEYS
 from cfmvc_scvi._messages import missing_genes, shortened
+from cfmvc_scvi._rows import DiskRows, is_on_disk
+from cfmvc_scvi._types import same_names
 from cfmvc_scvi.calibration.calibration import CalibrationState, make_calibration
 from cfmvc_scvi.io.archive import (
     archive_exists,
@@ -31,6 +33,8 @@ from cfmvc_scvi.io.archive import (
     write_archive,
 )
 from cfmvc_scvi.io.files import atomic_write, h5ad_size, require_space
+from cfmvc_scvi.model.data_module import CountsDataModule, check_data_module
+from cfmvc_scvi.registration.keys import counts_matrix
 from cfmvc_scvi.registration.spelling import texts_of
 from cfmvc_scvi.train.processes import save_once
 
@@ -51,6 +55,7 @@ class PersistenceMixin(ModelBase):
         prefix: str | None = None,
         overwrite: bool = False,
         save_anndata: bool = False,
+        datamodule: CountsDataModule | None = None,
         **anndata_write_kwargs: Any,
     ) -> None:
         """Save the model into a folder.
@@ -69,7 +74,9 @@ class PersistenceMixin(ModelBase):
         overwrite
             Write into a folder that exists, over a model of the same prefix.
         save_anndata
-            Save the registered AnnData as well.
+            Save the registered AnnData as well; counts that are on disk are read into memory for it.
+        datamodule
+            As scvi-tools asks for it; nothing of it is saved.
         **anndata_write_kwargs
             Arguments of :meth:`anndata.AnnData.write_h5ad`.
 
@@ -112,6 +119,8 @@ class PersistenceMixin(ModelBase):
         if save_anndata:
             attached = (f"{prefix}{_DATA}",)
             adata = self._require_adata("save its data")
+            if any(isinstance(matrix, DiskRows) for matrix in (adata.X, *adata.layers.values())):
+                adata = adata.to_memory()  # anndata cannot write rows of several files
             require_space(folder, h5ad_size(adata), "the AnnData")
             with atomic_write(folder / attached[0], "the AnnData") as aside:
                 adata.write_h5ad(aside, **anndata_write_kwargs)
@@ -135,6 +144,7 @@ class PersistenceMixin(ModelBase):
         allowed_classes_names_list: list[str] | None = None,
         *,
         allow_pickle: bool = False,
+        datamodule: CountsDataModule | None = None,
         **kwargs: Any,
     ) -> Self:
         """Load a saved model.
@@ -155,6 +165,8 @@ class PersistenceMixin(ModelBase):
         allow_pickle
             Read ``model.pt``, the format of scvi-tools itself, where there is no ``model.json``. That file is a pickle,
             which runs whatever code was put into it: allow it for files you trust only.
+        datamodule
+            Data from :meth:`~cfmvc_scvi.CFMVC.setup_annbatch` in place of ``adata``.
         **kwargs
             Further arguments of :meth:`scvi.model.base.BaseModelClass.load`, for ``model.pt`` alone.
 
@@ -171,6 +183,11 @@ class PersistenceMixin(ModelBase):
                 f"`adata` is a {type(adata).__name__}; give an AnnData, such as `anndata.read_h5ad(path)`, `None` for "
                 "the data saved with the model, or `False` for none."
             )
+        if datamodule is not None:
+            check_data_module(datamodule)
+            if isinstance(adata, AnnData):
+                raise ValueError("`adata` and `datamodule` are both given: the data can be one of them.")
+            adata = datamodule.adata
         found = _which_format(Path(dir_path), prefix or "", allow_pickle)
         common = {
             "accelerator": accelerator,
@@ -259,12 +276,28 @@ class PersistenceMixin(ModelBase):
 def align_genes(adata: AnnData, var_names: Sequence[str]) -> AnnData:
     """The same cells with these genes in this order; ``adata`` itself where it has them already."""
     wanted = pd.Index(var_names)
-    if adata.var_names.equals(wanted):
+    if same_names(adata.var_names, wanted):
         return adata
     missing = wanted.difference(adata.var_names)
     if len(missing):
         raise ValueError(missing_genes(missing, adata.var_names, wanted=f"the model's {len(wanted)} genes"))
-    return adata[:, wanted].copy()
+    on_disk = is_on_disk(adata.X) or any(is_on_disk(layer) for layer in adata.layers.values())
+    return _ordered_on_disk(adata, wanted) if on_disk else adata[:, wanted].copy()
+
+
+def _ordered_on_disk(adata: AnnData, names: pd.Index) -> AnnData:
+    """The same without reading what is on disk."""
+    columns = adata.var_names.get_indexer(names)
+
+    def ordered(matrix: Any, layer: str | None) -> Any:
+        if matrix is None or not is_on_disk(matrix):
+            return None if matrix is None else matrix[:, columns]
+        rows: DiskRows = counts_matrix(adata, layer)
+        return rows.with_columns(columns)
+
+    layers: dict[Any, Any] = {name: ordered(matrix, name) for name, matrix in adata.layers.items()}
+    tables: dict[str, Any] = {"obs": adata.obs, "obsm": dict(adata.obsm), "uns": dict(adata.uns), "layers": layers}
+    return AnnData(ordered(adata.X, None), var=cast(pd.DataFrame, adata.var).iloc[columns], **tables)
 
 
 def _check_levels(adata: AnnData, registry: dict[str, Any]) -> None:

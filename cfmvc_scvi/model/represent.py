@@ -19,7 +19,7 @@ from scvi.model.base import RNASeqMixin, VAEMixin
 from cfmvc_scvi._base import ModelBase, single_precision
 from cfmvc_scvi._compat import deregister, forget_registered, is_registered
 from cfmvc_scvi._constants import CFMVC_KEYS
-from cfmvc_scvi._types import obs_of
+from cfmvc_scvi._types import obs_of, same_names
 from cfmvc_scvi.registration.keys import counts_matrix, has_presence_matrix
 from cfmvc_scvi.registration.spelling import texts_of
 
@@ -143,7 +143,7 @@ class RepresentationMixin(RNASeqMixin, VAEMixin, ModelBase):
         """
         own = adata is None or adata is self.adata
         adata = self._require_adata("use its cells") if adata is None else adata
-        if own and not adata.var_names.equals(pd.Index(self._var_names)):
+        if own and not same_names(adata.var_names, pd.Index(self._var_names)):
             own = False
         elif not own and is_registered(self, adata):
             return super()._validate_anndata(adata, **kwargs)

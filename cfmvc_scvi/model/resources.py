@@ -4,30 +4,59 @@ from __future__ import annotations
 
 import copy
 import time
-import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
+from anndata import AnnData
 from scipy import sparse
-from scvi import settings
 
 from cfmvc_scvi._base import ModelBase
 from cfmvc_scvi._rows import DiskRows
-from cfmvc_scvi._types import CellSplit
+from cfmvc_scvi._types import CellSplit, obs_of
 from cfmvc_scvi.cells.count_loader import CountLoader
 from cfmvc_scvi.cells.count_source import count_source
 from cfmvc_scvi.cells.latents import LatentCache
 from cfmvc_scvi.cells.pairs import LatentDataModule
 from cfmvc_scvi.cells.table import CellTable
 from cfmvc_scvi.flow import get_coupling
+from cfmvc_scvi.io.memory import free_memory
 from cfmvc_scvi.registration.registration import CellConditions
 from cfmvc_scvi.train.arguments import VAE_STEPS, epochs_for, flow_steps
 
 #: Cells that the measurement is made on, at most.
 _MEASURED = 2048
+#: Arrays of one number per cell and latent dimension in stage 2: the posterior in its units, and a pass of pairs.
+_PAIR_ARRAYS = 5
 #: Arrays of one number per population and gene that are alive together while the calibration is made.
 _POPULATION_ARRAYS = 12
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Sizes of what a training keeps: bytes of latents and of pairs per cell, bytes of all populations."""
+
+    cells: int
+    genes: int
+    latents: int
+    pairs: int
+    populations: int
+
+    def message(self, needed: float, free: float, counts: float = 0) -> str:
+        """What is too large, and the setting that would fit."""
+        remedies = []
+        if counts > free / 2:
+            remedies.append("leave the counts on disk, `cfmvc_scvi.data.open_counts(path)`")
+        if self.populations > free / 2:
+            remedies.append(f"keep fewer than {int(self.genes * free / 2 / self.populations)} of {self.genes} genes")
+        if self.cells * (self.latents + self.pairs) > free / 2:
+            most = int(free / 2 / (self.latents + self.pairs))
+            remedies.append(f"train on at most {most} of {self.cells} cells, a random sample of every condition")
+        return (
+            f"Training is going to take about {_gb(needed)} of memory, and {_gb(free)} may be taken: "
+            f"{', and '.join(remedies) or 'use a machine with more memory'}."
+        )
 
 
 class ResourceMixin(ModelBase):
@@ -57,8 +86,7 @@ class ResourceMixin(ModelBase):
         vae_max_epochs, flow_max_epochs, batch_size, flow_batch_size
             As they will be given to :meth:`train`.
         available_gb
-            Memory that may be taken, in GB; a warning says what to change where that is not enough. ``None`` does not
-            compare.
+            Memory that may be taken, in GB. ``None`` does not compare; :meth:`train` itself compares with what is free.
 
         Returns
         -------
@@ -70,6 +98,8 @@ class ResourceMixin(ModelBase):
         ------
         RuntimeError
             When the model was loaded without data.
+        MemoryError
+            When more than ``available_gb`` would be held, with what to change.
         """
         adata = self._require_adata("measure its cells")
         cells, found = self._read(adata), self._conditions_of(adata)
@@ -79,24 +109,47 @@ class ResourceMixin(ModelBase):
         sample = np.unique(np.linspace(0, len(cells) - 1, min(_MEASURED, len(cells))).astype(int))
         vae, encode = self._time_stage1(cells, sample, batch_size)
         flow = self._time_stage2(cells, found, sample, flow_batch_size) if self.vocabulary.names else 0.0
-        n, module = len(cells), self.module
-        counts = _counts_bytes(cells)
-        latents = 8 * n * (module.n_latent + module.n_latent_technical)
-        pairs = np.unique(np.stack([found.code, cells.context.labels.numpy()]), axis=1).shape[1]
-        populations = 4 * _POPULATION_ARRAYS * pairs * cells.counts.shape[1]
-        weights = sum(value.numel() * value.element_size() for value in module.state_dict().values())
-        table = pd.DataFrame(
+        counts, plan = _counts_bytes(cells), self._plan_of(adata)
+        latents, pairs, populations = plan.cells * plan.latents, plan.cells * plan.pairs, plan.populations
+        held = [counts, counts + latents, latents + pairs, counts + latents + populations]
+        if available_gb is not None and max(held) > 1e9 * available_gb:
+            raise MemoryError(plan.message(max(held), 1e9 * available_gb, 0 if _on_disk(cells) else counts))
+        n, weights = len(cells), sum(v.numel() * v.element_size() for v in self.module.state_dict().values())
+        return pd.DataFrame(
             {
                 "epochs": [vae_epochs, np.nan, flow_epochs, np.nan],
                 "seconds": [vae_epochs * n * vae, n * encode, flow_epochs * n_train * flow, np.nan],
-                "memory_gb": np.array([counts, counts + latents, 2 * latents, counts + latents + populations]) / 1e9,
+                "memory_gb": np.array(held) / 1e9,
                 "disk_gb": [3 * weights / 1e9, np.nan, 3 * weights / 1e9, np.nan],
             },
             index=["stage 1", "latents", "stage 2", "calibration"],
         )
-        if available_gb is not None and table["memory_gb"].max() > available_gb:
-            _warn_of_memory(table["memory_gb"].max(), available_gb, counts, populations, cells)
-        return table
+
+    def _require_memory(self, adata: AnnData) -> None:
+        """Refuse a training whose own arrays cannot fit into what is free; the counts of ``adata`` are there already.
+
+        It is stage 2 that keeps arrays: stage 1 holds what it reads at a time.
+        """
+        free = free_memory()
+        if free is None:
+            return
+        plan = self._plan_of(adata)
+        needed = plan.cells * plan.latents + max(plan.cells * plan.pairs, plan.populations)
+        if needed > free:
+            raise MemoryError(plan.message(needed, free))
+
+    def _plan_of(self, adata: AnnData) -> _Plan:
+        key, condition = self.setup_keys.labels_key, self._conditions_of(adata).code
+        label = np.zeros_like(condition) if key is None else pd.factorize(obs_of(adata)[key])[0]
+        n_populations = len(np.unique(condition * (label.max() + 1) + label))
+        n_genes, n_latent = len(self._var_names), self.module.n_latent
+        return _Plan(
+            cells=adata.n_obs,
+            genes=n_genes,
+            latents=8 * (n_latent + self.module.n_latent_technical),
+            pairs=_PAIR_ARRAYS * 4 * n_latent,
+            populations=4 * _POPULATION_ARRAYS * n_populations * n_genes,
+        )
 
     def _time_stage1(self, cells: CellTable, sample: np.ndarray, batch_size: int) -> tuple[float, float]:
         """Seconds per cell of a training step, and of encoding; reading included."""
@@ -136,22 +189,16 @@ class ResourceMixin(ModelBase):
 def _counts_bytes(cells: CellTable) -> int:
     """Memory of the counts: all of them, or those that are read from disk at a time, twice."""
     counts = cells.counts
-    if isinstance(counts, DiskRows):
+    if _on_disk(cells):
         some = counts[: min(1024, len(counts))]
         gathered = min(len(counts), count_source(cells).n_gathered)
         return 2 * 8 * some.nnz * gathered // max(1, len(some.indptr) - 1)
     return counts.data.nbytes + counts.indices.nbytes if sparse.issparse(counts) else counts.nbytes
 
 
-def _warn_of_memory(needed: float, available: float, counts: int, populations: int, cells: CellTable) -> None:
-    remedies = []
-    if not isinstance(cells.counts, DiskRows) and counts / 1e9 > available / 2:
-        remedies.append("leave the counts on disk, `cfmvc_scvi.data.open_counts(path)`")
-    if populations / 1e9 > available / 2:
-        remedies.append(f"keep fewer than {int(cells.counts.shape[1] * available * 1e9 / 2 / populations)} genes")
-    warnings.warn(
-        f"Training is going to hold about {needed:.1f} GB and {available:.1f} GB may be taken: "
-        f"{' and '.join(remedies) or 'use a machine with more memory, or fewer cells'}.",
-        UserWarning,
-        stacklevel=settings.warnings_stacklevel,
-    )
+def _on_disk(cells: CellTable) -> bool:
+    return isinstance(cells.counts, DiskRows)
+
+
+def _gb(n_bytes: float) -> str:
+    return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.3g} MB"

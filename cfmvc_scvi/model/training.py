@@ -23,6 +23,8 @@ from cfmvc_scvi.cells.split import split_cells
 from cfmvc_scvi.cells.table import CellTable
 from cfmvc_scvi.flow import get_coupling
 from cfmvc_scvi.model.calibrate import CalibrationMixin
+from cfmvc_scvi.model.data_module import CountsDataModule, DataModuleMixin
+from cfmvc_scvi.model.resources import ResourceMixin
 from cfmvc_scvi.module.initialize import initialize_linear_paths
 from cfmvc_scvi.prediction.trained import confounded_with_batch, trained_conditions, warn_of_untrained
 from cfmvc_scvi.registration.dose import effects_of_doses, fit_dose_response
@@ -54,10 +56,11 @@ from cfmvc_scvi.train.state import Stage
 _INIT_CELLS, _INIT_BYTES = 20_000, 256 * 2**20
 
 
-class TrainingMixin(CalibrationMixin):
+class TrainingMixin(CalibrationMixin, DataModuleMixin, ResourceMixin):
     """Training of :class:`~cfmvc_scvi.CFMVC`.
 
-    Relies on :class:`~cfmvc_scvi._base.ModelBase`, cells and state, and on the calibration that a training ends with.
+    Relies on :class:`~cfmvc_scvi._base.ModelBase`, cells and state; on the calibration that a training ends with,
+    on the data of a data module, and on the memory that it is going to take.
     """
 
     def train(
@@ -77,6 +80,7 @@ class TrainingMixin(CalibrationMixin):
         flow_plan_kwargs: dict[str, Any] | None = None,
         checkpoint_dir: str | PathLike | None = None,
         resume: bool = False,
+        datamodule: CountsDataModule | None = None,
         **trainer_kwargs: Any,
     ) -> None:
         """Train both stages: the VAE, then the flow on its frozen latents.
@@ -108,6 +112,8 @@ class TrainingMixin(CalibrationMixin):
             Go on from the state in ``checkpoint_dir``, with the same arguments and data: on the CPU the result is that
             of a run that was never interrupted, to the bit. Where the folder holds no state, start from the beginning;
             so a job that may be killed can always be called with ``resume=True``.
+        datamodule
+            Data of a model that was made or loaded without, from :meth:`setup_annbatch`; the model then keeps them.
         **trainer_kwargs
             Further arguments of :class:`scvi.train.Trainer`, for both stages. ``early_stopping_monitor`` is for the
             stage that logs it, the flow for names that begin with ``flow_``; the other stage watches its own loss.
@@ -122,6 +128,8 @@ class TrainingMixin(CalibrationMixin):
         ValueError
             When ``checkpoint_dir`` holds the state of another run, with the differences, or one and ``resume`` is off;
             for devices that cannot train together, with what to pass.
+        MemoryError
+            When more memory would be taken than is free, where the system says how much that is, with what would fit.
         OSError
             When a checkpoint cannot be written. The model is then left usable, as by Ctrl-C.
         KeyboardInterrupt
@@ -134,6 +142,7 @@ class TrainingMixin(CalibrationMixin):
         monitor = trainer_kwargs.pop("early_stopping_monitor", None)
         common = {"accelerator": accelerator, "devices": devices, "early_stopping": early_stopping, **trainer_kwargs}
         common |= {"checkpoint_dir": checkpoint_dir, "resume": resume}
+        self._require_memory(self._data_for("train", datamodule))
         self.train_vae(
             vae_max_epochs,
             batch_size=batch_size,
@@ -141,6 +150,7 @@ class TrainingMixin(CalibrationMixin):
             validation_size=validation_size,
             data_on_device=data_on_device,
             plan_kwargs=vae_plan_kwargs,
+            datamodule=datamodule,
             **common,
             **monitor_of("vae", monitor),
         )
@@ -167,10 +177,11 @@ class TrainingMixin(CalibrationMixin):
         plan_kwargs: dict[str, Any] | None = None,
         checkpoint_dir: str | PathLike | None = None,
         resume: bool = False,
+        datamodule: CountsDataModule | None = None,
         **trainer_kwargs: Any,
     ) -> None:
         """Stage 1 alone, with the arguments of :meth:`train`; a flow trained before no longer fits and is dropped."""
-        adata = self._require_adata("train")
+        adata = self._data_for("train", datamodule)
         check_sizes(max_epochs=max_epochs, batch_size=batch_size)
         checkpoints = CheckpointFolder.of(checkpoint_dir, resume)
         arguments = StageArguments(
@@ -228,10 +239,11 @@ class TrainingMixin(CalibrationMixin):
         plan_kwargs: dict[str, Any] | None = None,
         checkpoint_dir: str | PathLike | None = None,
         resume: bool = False,
+        datamodule: CountsDataModule | None = None,
         **trainer_kwargs: Any,
     ) -> None:
         """Stage 2 alone, on the split of stage 1; the VAE keeps every bit. The arguments are those of :meth:`train`."""
-        self._require_adata("train")
+        self._require_memory(self._data_for("train", datamodule))
         check_sizes(max_epochs=max_epochs, batch_size=batch_size)
         checkpoints = CheckpointFolder.of(checkpoint_dir, resume)
         arguments = StageArguments(

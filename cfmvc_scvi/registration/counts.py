@@ -93,7 +93,8 @@ def check_counts(
             else "The model was trained on counts."
         )
         raise ValueError(
-            f"{where} has {found.n_fractional} fractional values: it looks {_guess(found)}. CFMVC needs raw counts: "
+            f"{where} has {found.n_fractional} fractional values{_first_fractional(matrix)}: it looks {_guess(found)}. "
+            "CFMVC needs raw counts: "
             f"where they are in a layer, pass `layer=` to `setup_anndata`. {all_the_same}"
         )
     if found.n_fractional and warn:
@@ -181,16 +182,33 @@ def _summarise(matrix: Any, where: str) -> CountSummary:
     rows, columns = np.zeros(matrix.shape[0]), np.zeros(matrix.shape[1])
     largest, n_fractional = 0.0, 0
     for block in _blocks(matrix):
-        part = matrix[block]
+        part: Any = matrix[block]
         values = part.data if sparse.issparse(part) else part
         if values.size:
-            _check_range(values, where)
+            try:
+                _check_range(values, where)
+            except ValueError:
+                if not isinstance(matrix, DiskRows):
+                    raise
+                _check_range(values, where + _place(matrix, block.start, part))  # says in which file
             largest = max(largest, float(values.max()))
             if values.dtype.kind == "f":
                 n_fractional += int(np.count_nonzero(values != np.floor(values)))
         rows[block] = row_sums(part)
         columns += np.asarray(part.sum(axis=0, dtype=np.float64)).ravel()
     return CountSummary(rows, columns, largest, n_fractional)
+
+
+def _first_fractional(matrix: Any) -> str:
+    """Where the first fractional value of cells on disk is, which may be in several files."""
+    places = (_place(matrix, r.start, b) for r, b in matrix.blocks()) if isinstance(matrix, DiskRows) else ()
+    return next(filter(None, places), "")
+
+
+def _place(matrix: DiskRows, start: int, block: sparse.csr_matrix) -> str:
+    """Where the first value of a block is that is no count; nothing without one."""
+    bad = find_noncount(block)
+    return "" if bad is None else f" (row {start + bad[0]}, in {matrix.path_of(start + bad[0])!r})"
 
 
 def _blocks(matrix: Any) -> Iterator[slice]:

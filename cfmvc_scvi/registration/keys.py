@@ -157,6 +157,8 @@ def counts_matrix(adata: AnnData, layer: str | None) -> Any:
             f"`adata.layers[{layer!r}] = adata.X.copy()` first."
         )
     matrix = adata.X if layer is None else adata.layers[layer]
+    if isinstance(matrix, DiskRows):
+        return matrix
     return DiskRows(matrix, counts_name(layer)) if is_on_disk(matrix) else with_one_index_type(matrix)
 
 

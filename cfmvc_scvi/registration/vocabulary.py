@@ -252,14 +252,17 @@ def cell_conditions(
 
     Condition 0 is control. Spellings of one condition ("A+B", "B+A") share an index.
     """
-    frame = pd.DataFrame({"label": texts_of(np.asarray(labels))})
-    frame["dosage"] = np.nan if dosage is None else np.asarray(dosage)
-    codes, rows = pd.factorize(pd.MultiIndex.from_frame(frame))
+    label_codes, names = pd.factorize(texts_of(np.asarray(labels)))
+    dose_codes, doses = (
+        (0, np.array([np.nan])) if dosage is None else pd.factorize(np.asarray(dosage), use_na_sentinel=False)
+    )
+    codes, pairs = pd.factorize(label_codes * len(doses) + dose_codes)  # no tuple for every cell is made
     index: dict[tuple, int] = {((), ()): 0}
     conditions = [Condition(vocabulary.control_label)]
-    of_row = np.empty(len(rows), dtype=np.int64)
-    for i, (label, dose) in enumerate(rows):
-        condition = vocabulary.parse(label, None if dosage is None else dose)
+    of_row = np.empty(len(pairs), dtype=np.int64)
+    for i, pair in enumerate(pairs):
+        dose = None if dosage is None else doses[pair % len(doses)]
+        condition = vocabulary.parse(names[pair // len(doses)], dose)
         if condition.key not in index:
             index[condition.key] = len(conditions)
             conditions.append(condition)

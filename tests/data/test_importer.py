@@ -114,7 +114,7 @@ def test_genes_that_do_not_match(files, simulate, tmp_path):
     other = simulate()
     other.var_names = [f"ENSG{i}" for i in range(other.n_vars)]
     other.write_h5ad(tmp_path / "other.h5ad")
-    with pytest.raises(ValueError, match=r"share no gene by name: \{'a': \[.*'ENSG0'"):
+    with pytest.raises(ValueError, match=r"share no gene by name: \{'.*a.h5ad': \[.*'ENSG0'"):
         import_counts([paths["a"], tmp_path / "other.h5ad"], tmp_path / "out.zarr")
     other.var_names = [*parts[0].var_names[:10], *other.var_names[10:]]
     other.write_h5ad(tmp_path / "other.h5ad")

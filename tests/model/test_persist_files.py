@@ -121,7 +121,7 @@ def test_other_classes_may_be_allowed(trained, saved):
         Other.load(saved, adata=False)
 
 
-@pytest.mark.parametrize("arguments", [{"backup_url": "https://example.org"}, {"datamodule": 1}])
+@pytest.mark.parametrize("arguments", [{"backup_url": "https://example.org"}, {"load_adata": 1}])
 def test_arguments_of_the_other_format(saved, arguments):
     with pytest.raises(TypeError, match=f"Unknown arguments .*{next(iter(arguments))}"):
         CFMVC.load(saved, adata=False, **arguments)

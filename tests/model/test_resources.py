@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from cfmvc_scvi.data import open_counts
+from cfmvc_scvi.model import resources
 
 
 def test_the_estimate_has_every_stage_and_leaves_the_model_as_it_was(simulated, build):
@@ -24,12 +27,27 @@ def test_the_estimate_has_every_stage_and_leaves_the_model_as_it_was(simulated, 
     assert twice.loc["stage 1", "seconds"] > 10 * table.loc["stage 1", "seconds"]
 
 
-def test_too_little_memory_is_warned_of_with_the_setting(simulated, build, tmp_path):
-    with pytest.warns(UserWarning, match=r"leave the counts on disk.*open_counts.*keep fewer than \d+ genes"):
+def test_too_little_memory_is_an_error_with_the_setting(simulated, build, tmp_path):
+    with pytest.raises(MemoryError, match=r"leave the counts on disk.*open_counts.*keep fewer than \d+ of 60 genes"):
         build(simulated).estimate_resources(available_gb=1e-5)
     simulated.write_zarr(tmp_path / "cells.zarr")
-    with pytest.warns(UserWarning, match=r"may be taken: keep fewer than \d+ genes"):
+    with pytest.raises(MemoryError, match=r"0.01 MB may be taken: keep fewer than \d+ of 60 genes.*at most \d+ of 300"):
         build(open_counts(tmp_path / "cells.zarr")).estimate_resources(available_gb=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["train", "train_flow"])
+def test_a_training_that_cannot_fit_is_refused_before_it_starts(simulated, build, monkeypatch, stage):
+    model = build(simulated)
+    sizes = {}
+    for n in (300, 150):
+        monkeypatch.setattr(resources, "free_memory", lambda n=n: 50 * n)
+        with pytest.raises(MemoryError, match="Training is going to take about") as error:
+            getattr(model, stage)()
+        sizes[n] = int(re.search(r"at most (\d+) of 300 cells, a random sample", str(error.value))[1])
+    assert 0 < sizes[150] < sizes[300] < 300 and model.split_ is None
+    monkeypatch.setattr(resources, "free_memory", lambda: None)  # a system that does not say
+    with pytest.raises(RuntimeError, match="Train the model before"):
+        model.train_flow()
 
 
 def test_control_cells_alone(simulated, build):
