@@ -42,6 +42,7 @@ STATE: Final[dict[str, Any]] = {
     "is_flow_trained_": False,
     "trained_conditions_": None,
     "trained_cells_": None,
+    "trained_places_": None,
     "confounded_": None,
     "split_": None,
     "dose_response_": None,
@@ -69,6 +70,9 @@ class ModelBase(BaseModelClass):
         Key of every condition and code of every cell type that were trained on together.
     trained_cells_
         Training cells of each of them; ``None`` in models saved before they were counted.
+    trained_places_
+        Batches and samples of each of them (:func:`~cfmvc_scvi.prediction.places.trained_places`); ``None`` in models
+        saved before they were noted.
     confounded_
         Key of every condition that was measured only in batches without control cells.
     split_
@@ -88,6 +92,7 @@ class ModelBase(BaseModelClass):
     is_flow_trained_: bool
     trained_conditions_: list[tuple[ConditionKey, int]] | None
     trained_cells_: list[int] | None
+    trained_places_: dict[str, np.ndarray] | None
     confounded_: list[ConditionKey] | None
     split_: list[np.ndarray] | None
     dose_response_: dict[str, dict[str, float]] | None
