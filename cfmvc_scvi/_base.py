@@ -16,6 +16,7 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS, settings
 from scvi.model.base import BaseModelClass
 
+from cfmvc_scvi._arguments import cells_of
 from cfmvc_scvi._compat import forget_with, registered_codes
 from cfmvc_scvi._constants import CFMVC_KEYS
 from cfmvc_scvi._messages import close_matches, shortened
@@ -195,6 +196,7 @@ class ModelBase(BaseModelClass):
         """Cells of any AnnData, with units and spellings checked; every method reads by it."""
         keys, reader = self.setup_keys, self._reader
         if adata is not self.adata:
+            cells_of("adata", adata)
             check_holds_counts(adata, keys)
             fields = {keys.batch_key: REGISTRY_KEYS.BATCH_KEY, keys.labels_key: REGISTRY_KEYS.LABELS_KEY}
             adata = as_registered(adata, {key: self._levels(field) for key, field in fields.items() if key is not None})

@@ -12,6 +12,7 @@ from anndata import AnnData
 from scipy.stats import norm
 
 from cfmvc_scvi import metrics
+from cfmvc_scvi._arguments import cells_of
 from cfmvc_scvi.calibration.change import lognorm_expression
 from cfmvc_scvi.model.effects import EffectMixin
 from cfmvc_scvi.model.verdict import Verdict, judge
@@ -140,6 +141,7 @@ class EvaluationMixin(PredictionMixin, EffectMixin):
 
     def _held_out(self, real: AnnData, skipped: list[str]) -> Iterator[HeldOut]:
         """Every condition and cell type of the real cells, predicted."""
+        cells_of("real", real)
         keys = self.setup_keys
         asked = self._conditions_of(real)
         found, conditions = asked.code, asked.conditions

@@ -16,6 +16,7 @@ from scvi import REGISTRY_KEYS, settings
 from scvi.utils import track
 from torch import Tensor
 
+from cfmvc_scvi._arguments import cells_and_perturbation
 from cfmvc_scvi._base import as_rows, single_precision
 from cfmvc_scvi._constants import CFMVC_KEYS
 from cfmvc_scvi._messages import shortened
@@ -52,7 +53,7 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
     @single_precision
     def predict_perturbation(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | str | Sequence[str] | pd.DataFrame | None = None,
         perturbation: str | Sequence[str] | pd.DataFrame | None = None,
         *,
         indices: Sequence[int] | None = None,
@@ -79,7 +80,8 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
         ----------
         adata
             Control cells to perturb, with the model's genes in any order; nothing is written into it. ``None``
-            takes the control cells of the registered data.
+            takes the control cells of the registered data; so does a perturbation that stands here alone, as in
+            ``predict_perturbation("IFNB")``.
         perturbation
             A label, a list of labels, or a DataFrame of conditions, one per row, with the columns ``perturbation``
             and, where wanted, ``dosage``, ``labels`` (take the cells of this cell type only) and ``batch`` (decode in
@@ -157,8 +159,11 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
             cell types, batches and doses.
         RuntimeError
             When the flow is not trained.
+        TypeError
+            For cells that are no AnnData.
         """
         self._require_flow("predict")
+        adata, perturbation = cells_and_perturbation(adata, perturbation)
         call = PredictionCall.of(
             return_type,
             n_samples=n_samples,
