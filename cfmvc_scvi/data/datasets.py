@@ -248,8 +248,8 @@ def _find(name: str, info: DatasetInfo, path: str | os.PathLike[str] | None) -> 
     raise FileNotFoundError(
         f"{name}() looked for {file.name} in {file.parent} ({origin}) and did not find it. Set {DATA_VARIABLE} to "
         "the folder that holds it, or give path=. It cannot be downloaded from here: the measured data are "
-        f"public at {info.accession} ({info.publication}). {_instead(name)}A file of your own needs raw counts in X and "
-        f"the obs columns {needed}. For data that need no file: simulate_perturbation()."
+        f"public at {info.accession} ({info.publication}). {_instead(name)}A file of your own needs raw counts in X "
+        f"and the obs columns {needed}. For data that need no file: simulate_perturbation()."
     )
 
 
