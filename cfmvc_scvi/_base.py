@@ -16,6 +16,7 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS, settings
 from scvi.model.base import BaseModelClass
 
+from cfmvc_scvi._arguments import cells_of
 from cfmvc_scvi._compat import forget_with, registered_codes
 from cfmvc_scvi._constants import CFMVC_KEYS
 from cfmvc_scvi._messages import close_matches, shortened
@@ -42,6 +43,7 @@ STATE: Final[dict[str, Any]] = {
     "is_flow_trained_": False,
     "trained_conditions_": None,
     "trained_cells_": None,
+    "trained_places_": None,
     "confounded_": None,
     "split_": None,
     "dose_response_": None,
@@ -69,6 +71,9 @@ class ModelBase(BaseModelClass):
         Key of every condition and code of every cell type that were trained on together.
     trained_cells_
         Training cells of each of them; ``None`` in models saved before they were counted.
+    trained_places_
+        Batches and samples of each of them (:func:`~cfmvc_scvi.prediction.places.trained_places`); ``None`` in models
+        saved before they were noted.
     confounded_
         Key of every condition that was measured only in batches without control cells.
     split_
@@ -88,6 +93,7 @@ class ModelBase(BaseModelClass):
     is_flow_trained_: bool
     trained_conditions_: list[tuple[ConditionKey, int]] | None
     trained_cells_: list[int] | None
+    trained_places_: dict[str, np.ndarray] | None
     confounded_: list[ConditionKey] | None
     split_: list[np.ndarray] | None
     dose_response_: dict[str, dict[str, float]] | None
@@ -190,6 +196,7 @@ class ModelBase(BaseModelClass):
         """Cells of any AnnData, with units and spellings checked; every method reads by it."""
         keys, reader = self.setup_keys, self._reader
         if adata is not self.adata:
+            cells_of("adata", adata)
             check_holds_counts(adata, keys)
             fields = {keys.batch_key: REGISTRY_KEYS.BATCH_KEY, keys.labels_key: REGISTRY_KEYS.LABELS_KEY}
             adata = as_registered(adata, {key: self._levels(field) for key, field in fields.items() if key is not None})

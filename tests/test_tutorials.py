@@ -109,3 +109,11 @@ def test_notebooks_show_no_paths(notebook):
         for output in cell["outputs"]
     ]
     assert not [text for text in outputs if re.search(r"(?<![\w.:/])/(home|root|tmp|work|usr|Users)/", text)]
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_hide_named_warnings_alone(notebook):
+    """A filter of all warnings would hide those that a reader shall see."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    filters = re.findall(r"(?:filterwarnings|simplefilter)\(.*", "\n".join("".join(cell["source"]) for cell in cells))
+    assert filters and all("message=" in line for line in filters)

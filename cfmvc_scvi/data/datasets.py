@@ -1,10 +1,10 @@
 """Loaders of public data sets, with their columns brought to the conventional names.
 
-Nothing is downloaded. The files that the loaders read were put together from the published counts (merged,
-subset or converted; ``uns["source"]`` of each says how), and no public address serves them as they are. A
-loader looks for ``<name>.h5ad`` in its argument `path`, else in the folder that the environment variable
-``CFMVC_DATA`` names, else in ``~/.cache/cfmvc_scvi``; if it is in none, the error says where the measured
-data are public.
+:func:`kang2018_all` downloads a public file. Of the others nothing is downloaded: the files that the loaders
+read were put together from the published counts (merged, subset or converted; ``uns["source"]`` of each says
+how), and no public address serves them as they are. A loader looks for ``<name>.h5ad`` in its argument
+`path`, else in the folder that the environment variable ``CFMVC_DATA`` names, else in
+``~/.cache/cfmvc_scvi``; if it is in none, the error says where the measured data are public.
 
 Every loader returns raw counts in ``X`` (CSR) unless it says otherwise, with ``obs["batch"]``,
 ``obs["cell_type"]`` and ``obs["perturbation"]``, all categorical. Columns of the file are kept; one whose
@@ -25,6 +25,7 @@ import pandas as pd
 from anndata import AnnData
 
 from cfmvc_scvi._types import obs_of
+from cfmvc_scvi.data.download import download
 
 CONVENTIONAL: Final = ("batch", "cell_type", "perturbation")
 DATA_VARIABLE: Final = "CFMVC_DATA"
@@ -46,8 +47,19 @@ class DatasetInfo:
     """Conventional columns that the file lacks because they have one value only."""
     values: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Conventional column -> {the file's value: the conventional value}."""
+    url: str | None = None
+    """Address that serves the file as it is."""
 
 
+#: All cells of Kang et al. 2018, at the address that pertpy has for them.
+KANG_ALL: Final = DatasetInfo(
+    file="kang_2018",
+    accession="GEO GSE96583",
+    publication="Kang et al. 2018, Nat Biotechnol 36:89, doi:10.1038/nbt.4042",
+    columns={"batch": "replicate", "perturbation": "label"},
+    values={"perturbation": {"ctrl": "control", "stim": "IFNB"}},
+    url="https://figshare.com/ndownloader/files/34464122",
+)
 _UNPERTURBED: Final = {"perturbation": "control"}
 DATASETS: Final[dict[str, DatasetInfo]] = {
     "kang2018": DatasetInfo(
@@ -118,6 +130,32 @@ def kang2018(path: str | os.PathLike[str] | None = None) -> AnnData:
     return _load("kang2018", path)
 
 
+def kang2018_all(path: str | os.PathLike[str] | None = None, *, sha256: str | None = None) -> AnnData:
+    """All cells of the experiment of :func:`kang2018`, downloaded once (about 24,700 cells × 15,700 genes).
+
+    `batch`: donor (``obs["replicate"]``). `perturbation`: ``"control"`` or ``"IFNB"`` (``obs["label"]``: ctrl,
+    stim). The file is that of ``pertpy.data.kang_2018``, and is not that of :func:`kang2018`: figures differ.
+
+    Parameters
+    ----------
+    path
+        The ``.h5ad`` file, or the folder that has it or shall get it. Default: the folder in the environment
+        variable ``CFMVC_DATA``, else ``~/.cache/cfmvc_scvi``.
+    sha256
+        SHA-256 that the file must have; no hash of it is published.
+
+    Raises
+    ------
+    ConnectionError
+        When the file is not there and cannot be downloaded, with where to put it.
+    ValueError
+        When its hash is another one.
+    """
+    file, _ = _place(KANG_ALL, path)
+    assert KANG_ALL.url is not None
+    return _read("kang2018_all", KANG_ALL, download(KANG_ALL.url, file, sha256))
+
+
 def papalexi2021(path: str | os.PathLike[str] | None = None) -> AnnData:
     """ECCITE-seq of THP-1 with 25 CRISPR knock-outs (20,729 cells × 290 of the genes).
 
@@ -175,9 +213,13 @@ def moffitt2018_merfish(path: str | os.PathLike[str] | None = None) -> AnnData:
 
 
 def _load(name: str, path: str | os.PathLike[str] | None) -> AnnData:
-    """Read a data set and add the conventional columns."""
+    """Find a data set and read it."""
     info = DATASETS[name]
-    file = _find(name, info, path)
+    return _read(name, info, _find(name, info, path))
+
+
+def _read(name: str, info: DatasetInfo, file: Path) -> AnnData:
+    """Read a file and add the conventional columns."""
     adata = ad.read_h5ad(file)
     sources = {column: info.columns.get(column, column) for column in CONVENTIONAL if column not in info.constants}
     missing = sorted(set(sources.values()) - set(adata.obs))
@@ -199,7 +241,24 @@ def _load(name: str, path: str | os.PathLike[str] | None) -> AnnData:
 
 def _find(name: str, info: DatasetInfo, path: str | os.PathLike[str] | None) -> Path:
     """Path of the file of a data set, or an error that says how to get it."""
-    file_name = f"{info.file}.h5ad"
+    file, origin = _place(info, path)
+    if file.is_file():
+        return file
+    needed = sorted({info.columns.get(c, c) for c in CONVENTIONAL if c not in info.constants})
+    raise FileNotFoundError(
+        f"{name}() looked for {file.name} in {file.parent} ({origin}) and did not find it. Set {DATA_VARIABLE} to "
+        "the folder that holds it, or give path=. It cannot be downloaded from here: the measured data are "
+        f"public at {info.accession} ({info.publication}). {_instead(name)}A file of your own needs raw counts in X "
+        f"and the obs columns {needed}. For data that need no file: simulate_perturbation()."
+    )
+
+
+def _instead(name: str) -> str:
+    return "kang2018_all() downloads all cells of the experiment. " if name == "kang2018" else ""
+
+
+def _place(info: DatasetInfo, path: str | os.PathLike[str] | None) -> tuple[Path, str]:
+    """Where the file of a data set is, or shall be, and what says so."""
     folder = os.environ.get(DATA_VARIABLE)
     if path is not None:
         place, origin = Path(path), "the argument path"
@@ -208,13 +267,4 @@ def _find(name: str, info: DatasetInfo, path: str | os.PathLike[str] | None) -> 
     else:
         place, origin = CACHE, f"the default; {DATA_VARIABLE} is not set"
     place = place.expanduser()
-    file = place if place.is_file() else place / file_name
-    if file.is_file():
-        return file
-    needed = sorted({info.columns.get(c, c) for c in CONVENTIONAL if c not in info.constants})
-    raise FileNotFoundError(
-        f"{name}() looked for {file_name} in {place} ({origin}) and did not find it. Set {DATA_VARIABLE} to "
-        "the folder that holds it, or give path=. It cannot be downloaded from here: the measured data are "
-        f"public at {info.accession} ({info.publication}). A file of your own needs raw counts in X and the "
-        f"obs columns {needed}. For data that need no file: simulate_perturbation()."
-    )
+    return (place if place.is_file() or place.suffix == ".h5ad" else place / f"{info.file}.h5ad"), origin

@@ -21,6 +21,7 @@ from cfmvc_scvi.model.programs import ProgramMixin
 from cfmvc_scvi.model.report import ReportMixin
 from cfmvc_scvi.model.represent import RepresentationMixin
 from cfmvc_scvi.model.resources import ResourceMixin
+from cfmvc_scvi.model.sample_effects import SampleEffectMixin
 from cfmvc_scvi.model.screen import ScreenMixin
 from cfmvc_scvi.model.training import TrainingMixin
 from cfmvc_scvi.model.trajectory import TrajectoryMixin
@@ -36,6 +37,7 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
     ResourceMixin,
     RepresentationMixin,
     ReportMixin,
+    SampleEffectMixin,
     TrajectoryMixin,
     ScreenMixin,
     GenerationMixin,

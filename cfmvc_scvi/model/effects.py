@@ -84,8 +84,9 @@ class EffectMixin(RequestMixin, SupportMixin):
         -------
         DataFrame, one row per gene: ``log_fold_change``, ``lower`` and ``upper``, ``sd``, ``sign_probability``
         (that the effect is beyond ``min_change`` in the direction of the estimate), ``lfsr``, ``s_value`` and
-        ``significant``; ``attrs`` has the condition, the cell types, their ``support``, whether the
-        perturbation is ``confounded_with_batch`` (measured only in batches without control cells) and the units.
+        ``significant``; ``attrs`` has the condition, the cell types, their ``support``, in which batches and samples
+        the perturbation was ``measured_in`` these types beside controls, whether it is ``confounded_with_batch``
+        (measured only in batches without control cells) and the units.
 
         Raises
         ------
@@ -119,6 +120,7 @@ class EffectMixin(RequestMixin, SupportMixin):
             "perturbation": condition.label,
             "labels": [self.cell_types[code] for code in codes],
             "support": [str(value) for value in self._support(condition, codes)],
+            "measured_in": self._measured_in(condition, codes.tolist()),
             "confounded_with_batch": bool(self._confounded([condition])),
             "units": EFFECT_UNITS,
             "level": level,

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from anndata import AnnData
 
+from cfmvc_scvi._arguments import cells_and_perturbation
 from cfmvc_scvi._base import single_precision
 from cfmvc_scvi.cells.vectors import ConditionVectors
 from cfmvc_scvi.prediction.request import RequestMixin, default_solver
@@ -97,14 +98,15 @@ class InspectionMixin(RequestMixin, SupportMixin):
 
     @single_precision
     def get_velocity(
-        self, adata: AnnData | None = None, perturbation: str | None = None, t: float = 0.0
+        self, adata: AnnData | str | None = None, perturbation: str | None = None, t: float = 0.0
     ) -> tuple[np.ndarray, np.ndarray]:
         """Base and effect velocity of cells at their latents.
 
         Parameters
         ----------
         adata
-            Cells with the model's genes; ``None`` takes the registered ones.
+            Cells with the model's genes; ``None`` takes the registered ones, and so does a perturbation that stands
+            here alone.
         perturbation
             A perturbation or combination; ``None`` is control, whose effect is zero.
         t
@@ -117,6 +119,7 @@ class InspectionMixin(RequestMixin, SupportMixin):
         self._require_flow("give velocities")
         if not 0.0 <= t <= 1.0:
             raise ValueError(f"`t` is {t}; flow time goes from 0 to 1.")
+        adata, perturbation = cells_and_perturbation(adata, perturbation)
         cells = self._cells(adata)
         posterior = self._encode(cells)
         p = self._vectors([self.vocabulary.control_label if perturbation is None else perturbation])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -39,13 +40,15 @@ class ReportMixin(EvaluationMixin, PredictiveCheckMixin):
         n_de: int = 100,
         max_plots: int = 6,
         seed: int = 0,
+        show_progress: bool | None = None,
     ) -> Path:
         """Write a held-out evaluation as one self-contained HTML page.
 
         Every perturbation is predicted, in every cell type of ``real``, from the control cells of that type in the
-        registered data, and compared with the real cells beside the baselines and the split-half ceiling
-        (:func:`cfmvc_scvi.metrics.evaluate`). The page says what the data and the split were, shows the training
-        curves, the scores and pictures, and warns where a figure rests on little.
+        registered data (of the same samples or batches, where there are enough), and compared with the real cells
+        beside the baselines and the split-half ceiling (:func:`cfmvc_scvi.metrics.evaluate`). The page says what the
+        data and the split were, shows the training curves, the scores and pictures, and warns where a figure rests on
+        little.
 
         Parameters
         ----------
@@ -62,6 +65,8 @@ class ReportMixin(EvaluationMixin, PredictiveCheckMixin):
             Conditions that get plots, those with the most real cells first; all of them are in the tables.
         seed
             Of the ceiling's splits and of the choice of cells drawn.
+        show_progress
+            Show a bar over conditions; ``None`` does when there are several.
 
         Returns
         -------
@@ -74,14 +79,14 @@ class ReportMixin(EvaluationMixin, PredictiveCheckMixin):
         RuntimeError
             When the flow is not trained, or the model was loaded without data.
         FileNotFoundError
-            When the folder does not exist; nothing has been worked out by then.
+            When the folder does not exist.
+        PermissionError, IsADirectoryError
+            When the file cannot be written. Nothing has been worked out by then.
         """
         self._require_flow("write a report")
         self._require_adata("write a report")
-        path = Path(path)
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f"There is no folder {str(path.parent)!r} to write the report into: make it first.")
-        conditions, skipped = self._evaluated(real, n_de, seed)
+        path = _writable(Path(path))
+        conditions, skipped = self._evaluated(real, n_de, seed, show_progress)
         page = Page(title)
         page.text(
             f"{self._model_summary_string}. Written on {date.today().isoformat()} by cfmvc_scvi "
@@ -104,7 +109,7 @@ class ReportMixin(EvaluationMixin, PredictiveCheckMixin):
         page.heading("Verdict")
         rows = {
             held.name: {
-                "verdict": held.verdict.level + (", trained on" if held.support == "seen" else ""),
+                "verdict": held.verdict.level + (", trained on" if held.trained_on else ""),
                 **{
                     f"wins : losses against {name}": f"{held.verdict.wins[name]} : {held.verdict.losses[name]}"
                     for name in held.verdict.wins
@@ -146,8 +151,8 @@ class ReportMixin(EvaluationMixin, PredictiveCheckMixin):
         mean = pd.concat(tables).groupby(level=0, sort=False).mean()
         page.text(
             "Scores are on log1p of counts per 10,000, deltas from the real control cells. no change: the control "
-            "cells; mean perturbed: the perturbed cells of the other cell types; mean shift: control plus the mean "
-            "change of the other cell types, the baseline to beat; ceiling: one half of the real cells against the "
+            "cells; mean perturbed: the perturbed cells of the other contexts; mean shift: control plus the mean "
+            "change of the other contexts, the baseline to beat; ceiling: one half of the real cells against the "
             "other.",
             note=True,
         )
@@ -156,6 +161,7 @@ class ReportMixin(EvaluationMixin, PredictiveCheckMixin):
         rows = {
             held.name: {
                 "support": held.support,
+                "in its samples": held.place or "–",
                 "distance": held.distance,
                 "real": len(held.real),
                 "control": len(held.control),
@@ -170,9 +176,11 @@ class ReportMixin(EvaluationMixin, PredictiveCheckMixin):
             overview = overview.drop(columns="distance")
         page.table(overview.rename(columns=lambda name: name.replace("_", " ")))
         page.text(
-            "contexts: cell types that the perturbation was seen in, beside this one. 95 % intervals hold: fraction of "
-            "genes whose real mean change lies in the interval of get_perturbation_effect, widened by the sampling "
-            "error of the real cells.",
+            "in its samples: what was trained on in the samples (without samples: batches) of the real cells. "
+            "contexts: training populations that the baselines are made of: other cell types that the perturbation was "
+            "seen in, or, where it was seen in this cell type but in other samples, those. 95 % intervals hold: "
+            "fraction of genes whose real mean change lies in the interval of get_perturbation_effect, widened by the "
+            "sampling error of the real cells.",
             note=True,
         )
 
@@ -199,6 +207,21 @@ class ReportMixin(EvaluationMixin, PredictiveCheckMixin):
         page.figures((pl.support(self.support(), show=False), "Training cells; white: never trained on."))
 
 
+def _writable(path: Path) -> Path:
+    """The path of a file that can be written; else an error, before anything is worked out."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"There is no folder {str(path.parent)!r} to write the report into: make it first.")
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"`path` {str(path)!r} is a folder: give the name of a file in it, such as 'report.html'."
+        )
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise PermissionError(
+            f"The report cannot be written to {str(path)!r}: choose a folder that you may write into."
+        )
+    return path
+
+
 def _rising_losses(history: Mapping[str, pd.DataFrame]) -> list[str]:
     """Stages whose validation loss has lost a quarter of what it had gained, or more, by the end."""
     found = []
@@ -220,10 +243,19 @@ def _doubts(held: HeldOut) -> list[str]:
     found = []
     if held.support in ("new combination", "new perturbation"):
         found.append(f"{held.name}: {held.support}, an extrapolation from others.")
-    elif held.support == "seen":
+    elif held.trained_on:
         found.append(f"{held.name}: trained on in this cell type; what is compared are other cells of it.")
-    if held.support != "seen" and len(held.training) < _FEW_CONTEXTS:
-        found.append(f"{held.name}: seen in only {len(held.training)} other cell types; their effect says little.")
+    elif held.support == "seen":
+        found.append(f"{held.name}: trained on in this cell type, but not in the sample or batch of these cells.")
+    if not held.trained_on and len(held.training) < _FEW_CONTEXTS:
+        found.append(f"{held.name}: the baselines rest on {len(held.training)} training populations; they say little.")
+    if held.n_known:
+        found.append(f"{held.name}: {held.n_known} of the {len(held.real)} real cells were trained on, by their names.")
+    if not held.own_controls:
+        found.append(
+            f"{held.name}: too few control cells of the same samples or batches, so it is compared with those of "
+            "others; differences between them count as change."
+        )
     few = {"real": len(held.real), "control": len(held.control)}
     if min(few.values()) < _FEW_CELLS:
         found.append(f"{held.name}: {few['real']} real and {few['control']} control cells; the scores are noisy.")

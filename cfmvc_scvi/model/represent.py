@@ -16,6 +16,7 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 from scvi.model.base import RNASeqMixin, VAEMixin
 
+from cfmvc_scvi._arguments import cells_of
 from cfmvc_scvi._base import ModelBase, single_precision
 from cfmvc_scvi._compat import deregister, forget_registered, is_registered
 from cfmvc_scvi._constants import CFMVC_KEYS
@@ -142,7 +143,7 @@ class RepresentationMixin(RNASeqMixin, VAEMixin, ModelBase):
         where their genes are no longer those of the model.
         """
         own = adata is None or adata is self.adata
-        adata = self._require_adata("use its cells") if adata is None else adata
+        adata = self._require_adata("use its cells") if adata is None else cells_of("adata", adata)
         if own and not same_names(adata.var_names, pd.Index(self._var_names)):
             own = False
         elif not own and is_registered(self, adata):

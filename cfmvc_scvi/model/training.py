@@ -26,6 +26,7 @@ from cfmvc_scvi.model.calibrate import CalibrationMixin
 from cfmvc_scvi.model.data_module import CountsDataModule, DataModuleMixin
 from cfmvc_scvi.model.resources import ResourceMixin
 from cfmvc_scvi.module.initialize import initialize_linear_paths
+from cfmvc_scvi.prediction.places import trained_places
 from cfmvc_scvi.prediction.trained import confounded_with_batch, trained_conditions, warn_of_untrained
 from cfmvc_scvi.registration.dose import effects_of_doses, fit_dose_response
 from cfmvc_scvi.registration.fingerprint import data_fingerprint
@@ -312,6 +313,7 @@ class TrainingMixin(CalibrationMixin, DataModuleMixin, ResourceMixin):
     def _finish_flow(self, cache: LatentCache, populations: Callable[[], Populations]) -> None:
         """What makes a flow usable once its weights are there."""
         self.trained_conditions_, self.trained_cells_ = trained_conditions(cache, self._split.train)
+        self.trained_places_ = trained_places(cache, self._split.train)
         self.confounded_ = confounded_with_batch(cache, self._split.train)
         if several():
             saved = from_first(lambda: self._fit_calibration(cache, populations()).state.to_saved())

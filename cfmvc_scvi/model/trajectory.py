@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from anndata import AnnData
 
+from cfmvc_scvi._arguments import cells_and_perturbation
 from cfmvc_scvi._base import single_precision
 from cfmvc_scvi._messages import shortened
 from cfmvc_scvi.prediction.output import latent_var
@@ -26,7 +27,7 @@ class TrajectoryMixin(PredictionMixin):
     @single_precision
     def get_trajectory(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | str | None = None,
         perturbation: str | None = None,
         *,
         times: Sequence[float] = (0.0, 0.25, 0.5, 0.75, 1.0),
@@ -46,7 +47,8 @@ class TrajectoryMixin(PredictionMixin):
         Parameters
         ----------
         adata
-            Control cells with the model's genes; ``None`` takes the control cells of the registered data.
+            Control cells with the model's genes; ``None`` takes the control cells of the registered data, and so does a
+            perturbation that stands here alone.
         perturbation
             A perturbation or combination.
         times
@@ -74,6 +76,7 @@ class TrajectoryMixin(PredictionMixin):
             When the flow is not trained.
         """
         self._require_flow("give trajectories")
+        adata, perturbation = cells_and_perturbation(adata, perturbation)
         at = np.asarray(times, dtype=float).ravel()
         if not len(at) or not ((at >= 0.0) & (at <= 1.0)).all():
             raise ValueError(f"`times` is {at.tolist()}; give at least one flow time, each from 0 to 1.")

@@ -12,7 +12,6 @@ from anndata import AnnData
 from matplotlib import pyplot as plt
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from sklearn.neighbors import NearestNeighbors
 
 from cfmvc_scvi._messages import shortened, unknown_choice
@@ -24,11 +23,12 @@ from cfmvc_scvi.pl._style import (
     CONTROL,
     DIVERGING,
     EXPRESSION_UNIT,
-    LINE,
     SEQUENTIAL,
+    Drawn,
     axes_for,
     finish,
     group_styles,
+    ink,
     plain,
     point_size,
     symmetric_limit,
@@ -52,7 +52,8 @@ def embedding(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
-) -> Axes:
+    return_fig: bool = False,
+) -> Drawn:
     """Control, predicted and real cells together in two dimensions; a cross marks each mean.
 
     Parameters
@@ -73,7 +74,7 @@ def embedding(
         Seed of the choice of cells and of UMAP.
     library_key, layer, title
         As for :func:`mean_expression`.
-    ax, show, save
+    ax, show, save, return_fig
         See :mod:`cfmvc_scvi.pl`.
 
     Returns
@@ -105,8 +106,7 @@ def embedding(
     if title:
         drawn.set_title(title, fontsize=10, pad=24)
     tidy(drawn)
-    finish(drawn, show, save, own=ax is None)
-    return drawn
+    return finish(drawn, show, save, return_fig, own=ax is None)
 
 
 def _representation(
@@ -169,7 +169,8 @@ def velocity(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
-) -> Axes:
+    return_fig: bool = False,
+) -> Drawn:
     """Velocity of cells as arrows on an embedding, averaged over a grid.
 
     Parameters
@@ -191,7 +192,7 @@ def velocity(
         Neighbours of a cell in the latent space.
     title
         Title of the axes.
-    ax, show, save
+    ax, show, save, return_fig
         See :mod:`cfmvc_scvi.pl`.
 
     Returns
@@ -224,7 +225,7 @@ def velocity(
     if reach > 0:
         cell = np.ptp(xy, axis=0).max() / n_grid
         quiver = drawn.quiver(
-            *place.T, *mean.T, color="black", angles="xy", scale_units="xy", scale=reach / cell, width=0.004, zorder=3
+            *place.T, *mean.T, color=ink(), angles="xy", scale_units="xy", scale=reach / cell, width=0.004, zorder=3
         )
         if points is None:
             drawn.quiverkey(
@@ -233,8 +234,7 @@ def velocity(
     drawn.set(xlabel=names[0], ylabel=names[1], xticks=[], yticks=[])
     drawn.set_title(title or "", fontsize=10, loc="left")
     tidy(drawn)
-    finish(drawn, show, save, own=ax is None)
-    return drawn
+    return finish(drawn, show, save, return_fig, own=ax is None)
 
 
 def _background(ax: Axes, xy: np.ndarray, groups: Sequence[str] | None) -> None:
@@ -301,7 +301,8 @@ def spatial_gene(
     title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
-) -> Figure:
+    return_fig: bool = False,
+) -> Drawn:
     """A gene in tissue: before, as predicted under the perturbation, and the change.
 
     Parameters
@@ -320,7 +321,7 @@ def spatial_gene(
         Area of a marker, in points squared; ``None`` goes by the number of cells.
     title
         Title of the figure.
-    show, save
+    show, save, return_fig
         See :mod:`cfmvc_scvi.pl`.
 
     Returns
@@ -357,9 +358,8 @@ def spatial_gene(
         drawn = ax.scatter(*xy[order].T, c=values[order], s=area, cmap=cmap, vmin=low, vmax=high, lw=0, rasterized=True)
         figure.colorbar(drawn, ax=ax, label=EXPRESSION_UNIT if name != "change" else f"Δ {EXPRESSION_UNIT}")
         ax.set(title=name, aspect="equal", xlabel=f"{plain(spatial_key)} 1, data units")
-        ax.tick_params(labelsize=8, colors=LINE)
+        ax.tick_params(labelsize=8, colors=ink())
         tidy(ax)
     axes[0].set_ylabel(f"{plain(spatial_key)} 2, data units")
     figure.suptitle(plain(gene) if title is None else f"{plain(gene)}: {title}", fontsize=11)
-    finish(figure, show, save)
-    return figure
+    return finish(figure, show, save, return_fig)

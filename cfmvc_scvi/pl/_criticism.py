@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
-from cfmvc_scvi.pl._style import LINE, PREDICTED, finish, point_size, tidy
+from cfmvc_scvi.pl._style import PREDICTED, Drawn, finish, ink, point_size, tidy
 
 #: Statistic, title, and whether its axes are logarithmic.
 _PANELS = (("mean", "mean count", True), ("variance", "variance", True), ("zeros", "share of zeros", False))
@@ -22,7 +21,8 @@ def posterior_predictive_check(
     title: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
-) -> Figure:
+    return_fig: bool = False,
+) -> Drawn:
     """Mean, variance and share of zeros of every gene: drawn from the model against observed.
 
     Points on the diagonal are genes that the model reproduces. On logarithmic axes genes without counts are left out.
@@ -33,7 +33,7 @@ def posterior_predictive_check(
         Result of ``model.posterior_predictive_check()``.
     title
         Title of the figure; ``None`` says how many genes there are and the median ratio of the variances.
-    show, save
+    show, save, return_fig
         See :mod:`cfmvc_scvi.pl`.
 
     Returns
@@ -60,11 +60,10 @@ def posterior_predictive_check(
         ax.scatter(x, y, s=point_size(len(x)), color=PREDICTED, alpha=0.6, linewidths=0, rasterized=True)
         both = np.r_[x, y]
         if len(both):
-            ax.plot([both.min(), both.max()], [both.min(), both.max()], color=LINE, lw=0.8, zorder=0)
+            ax.plot([both.min(), both.max()], [both.min(), both.max()], color=ink(), lw=0.8, zorder=0)
         ax.set(title=text, xlabel="observed", ylabel="drawn")
         tidy(ax)
     varying = genes["variance"] > 0
     ratio = (genes["variance_drawn"] / genes["variance"])[varying].median()
     figure.suptitle(title or f"{len(genes)} genes; variance drawn / observed, median {ratio:.2f}", fontsize=10)
-    finish(figure, show, save)
-    return figure
+    return finish(figure, show, save, return_fig)

@@ -16,11 +16,12 @@ from cfmvc_scvi.pl._style import (
     DIVERGING,
     EXPRESSION_UNIT,
     FAINT,
-    LINE,
     PREDICTED,
+    Drawn,
     axes_for,
     finish,
     group_styles,
+    ink,
     label_points,
     plain,
     root_figure,
@@ -39,7 +40,8 @@ def effects(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
-) -> Axes:
+    return_fig: bool = False,
+) -> Drawn:
     """Heat map of perturbations x genes.
 
     Parameters
@@ -53,7 +55,7 @@ def effects(
         Number of genes drawn where ``genes`` is ``None``.
     title
         Title of the axes.
-    ax, show, save
+    ax, show, save, return_fig
         See :mod:`cfmvc_scvi.pl`.
 
     Returns
@@ -88,8 +90,7 @@ def effects(
         rows, columns = np.nonzero(marks)
         color = np.where(np.abs(table.to_numpy()[marks]) > 0.6 * drawn.images[0].get_clim()[1], "white", "black")
         drawn.scatter(columns, rows, s=3, c=color, lw=0)
-    finish(drawn, show, save, own=ax is None)
-    return drawn
+    return finish(drawn, show, save, return_fig, own=ax is None)
 
 
 def coefficients(
@@ -100,7 +101,8 @@ def coefficients(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
-) -> Axes:
+    return_fig: bool = False,
+) -> Drawn:
     """Heat map of the effect coefficients α.
 
     Parameters
@@ -111,7 +113,7 @@ def coefficients(
         Cell type; ``None`` draws all, in one row for each perturbation where the cell types have the same coefficients.
     title
         Title of the axes.
-    ax, show, save
+    ax, show, save, return_fig
         See :mod:`cfmvc_scvi.pl`.
 
     Returns
@@ -141,8 +143,7 @@ def coefficients(
     drawn = _heat_map(table, "coefficient α", ax, title)
     drawn.set_xlabel("basis field")
     drawn.tick_params("x", rotation=0)
-    finish(drawn, show, save, own=ax is None)
-    return drawn
+    return finish(drawn, show, save, return_fig, own=ax is None)
 
 
 def perturbation_map(
@@ -154,7 +155,8 @@ def perturbation_map(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
-) -> Axes:
+    return_fig: bool = False,
+) -> Drawn:
     """Perturbations in two dimensions.
 
     Parameters
@@ -167,7 +169,7 @@ def perturbation_map(
         A group for some or all perturbations, for colours.
     title
         Title of the axes.
-    ax, show, save
+    ax, show, save, return_fig
         See :mod:`cfmvc_scvi.pl`.
 
     Returns
@@ -202,7 +204,7 @@ def perturbation_map(
             label=None if level is None else plain(level),
         )
     drawn.scatter(
-        *points[is_control].T, s=80, marker="P", color=LINE, lw=0, label="control" if is_control.any() else None
+        *points[is_control].T, s=80, marker="P", color=ink(), lw=0, label="control" if is_control.any() else None
     )
     reach = 1.15 * np.abs(points).max() or 1.0
     spread = np.c_[points.min(axis=0), points.max(axis=0)]
@@ -218,8 +220,7 @@ def perturbation_map(
     order = np.argsort(-np.linalg.norm(points, axis=1), kind="stable")
     order = order[~is_control[order]]
     label_points(drawn, *_first(points, order), [str(table.index[i]) for i in order])
-    finish(drawn, show, save, own=ax is None)
-    return drawn
+    return finish(drawn, show, save, return_fig, own=ax is None)
 
 
 def _first(points: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -267,12 +268,14 @@ def _heat_map(table: pd.DataFrame, label: str, ax: Axes | None, title: str | Non
     """Draw signed values as colours, and the names of rows and columns that have room."""
     n_rows, n_columns = table.shape
     width = float(np.clip(0.17 * n_columns + 2.6, 4.5, 16.0))
-    height = float(np.clip(0.17 * n_rows + 1.6, 2.2, 18.0))
+    longest = max(len(str(name)) for name in table.columns)
+    height = float(np.clip(0.17 * n_rows + 1.6 + 0.05 * longest, 2.8, 18.0))
     drawn = axes_for(ax, (width, height))
     values = table.to_numpy(dtype=float)
     limit = symmetric_limit(values)
     image = drawn.imshow(values, cmap=DIVERGING, vmin=-limit, vmax=limit, aspect="auto", interpolation="nearest")
-    root_figure(drawn).colorbar(image, ax=drawn, label=label, shrink=min(1.0, 2.5 / height + 0.2))
+    bar = root_figure(drawn).colorbar(image, ax=drawn, shrink=min(1.0, 2.5 / height + 0.2))
+    bar.set_label(label, fontsize=8 if height > 4 else 7)
     figure = root_figure(drawn)
     figure.draw_without_rendering()
     frame = drawn.get_window_extent()

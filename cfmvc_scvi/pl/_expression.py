@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+from anndata import AnnData
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
+from cfmvc_scvi._types import obs_of
 from cfmvc_scvi.metrics import pearson_delta, r2_mean, top_de_genes
 from cfmvc_scvi.pl._read_cells import Cells, PlottedCells, read_cells
 from cfmvc_scvi.pl._style import (
@@ -18,6 +20,7 @@ from cfmvc_scvi.pl._style import (
     EXPRESSION_UNIT,
     FAINT,
     PREDICTED,
+    Drawn,
     axes_for,
     finish,
     label_beside,
@@ -40,7 +43,8 @@ def mean_expression(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
-) -> Axes:
+    return_fig: bool = False,
+) -> Drawn:
     """Predicted against real mean expression of every gene, with R² of all and of the differentially expressed genes.
 
     Parameters
@@ -63,12 +67,13 @@ def mean_expression(
         Names of the genes, for arrays.
     title
         Title of the axes.
-    ax, show, save
+    ax, show, save, return_fig
         See :mod:`cfmvc_scvi.pl`.
 
     Returns
     -------
-    The axes. Lines mark equality; R² is of the means (:func:`~cfmvc_scvi.metrics.r2_mean`).
+    The axes. Lines mark equality; R² is of the means (:func:`~cfmvc_scvi.metrics.r2_mean`). The title says where the
+    condition was trained on for all cells, by ``obs["support"]`` of the prediction and that of batch and sample.
     """
     cells = read_cells(predicted, control, real, library_key=library_key, gene_names=gene_names, layer=layer)
     de = top_de_genes(cells.values["real"], cells.values["control"], n_de)
@@ -80,10 +85,9 @@ def mean_expression(
     drawn.set(xlim=(-0.02 * reach, reach), ylim=(-0.02 * reach, reach))
     _scatter(drawn, cells, x, y, de, n_names)
     drawn.set(xlabel=f"real mean, {EXPRESSION_UNIT}", ylabel=f"predicted mean, {EXPRESSION_UNIT}")
-    head = f"R² {every:.3f} all genes, {top:.3f} top {len(de)} DE"
+    head = f"R² {every:.3f} all genes, {top:.3f} top {len(de)} DE{_trained_on(predicted)}"
     drawn.set_title(head if title is None else f"{title}\n{head}", fontsize=10)
-    finish(drawn, show, save, own=ax is None)
-    return drawn
+    return finish(drawn, show, save, return_fig, own=ax is None)
 
 
 def delta(
@@ -100,7 +104,8 @@ def delta(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
-) -> Axes:
+    return_fig: bool = False,
+) -> Drawn:
     """Predicted against real change of every gene's mean from the real control, with Pearson-Δ.
 
     The parameters are those of :func:`mean_expression`.
@@ -117,16 +122,25 @@ def delta(
     drawn = axes_for(ax, (4.8, 4.8))
     every = pearson_delta(values["predicted"], values["real"], values["control"])
     top = pearson_delta(values["predicted"], values["real"], values["control"], genes=de) if len(de) > 1 else np.nan
-    reach = 1.08 * max(np.abs(x).max(), np.abs(y).max(), 1e-3)
-    drawn.set(xlim=(-reach, reach), ylim=(-reach, reach))
+    low, high = min(x.min(), y.min(), -1e-3), max(x.max(), y.max(), 1e-3)
+    limits = low - 0.06 * (high - low), high + 0.06 * (high - low)
+    drawn.set(xlim=limits, ylim=limits)
     drawn.axhline(0, color=FAINT, lw=0.6, zorder=0)
     drawn.axvline(0, color=FAINT, lw=0.6, zorder=0)
     _scatter(drawn, cells, x, y, de, n_names)
     drawn.set(xlabel=f"real change, Δ {EXPRESSION_UNIT}", ylabel=f"predicted change, Δ {EXPRESSION_UNIT}")
-    head = f"Pearson-Δ {every:.3f} all genes, {top:.3f} top {len(de)} DE"
+    head = f"Pearson-Δ {every:.3f} all genes, {top:.3f} top {len(de)} DE{_trained_on(predicted)}"
     drawn.set_title(head if title is None else f"{title}\n{head}", fontsize=10)
-    finish(drawn, show, save, own=ax is None)
-    return drawn
+    return finish(drawn, show, save, return_fig, own=ax is None)
+
+
+def _trained_on(predicted: Cells) -> str:
+    """What the title adds where the condition was trained on: the score is then not that of a held-out one."""
+    if not isinstance(predicted, AnnData) or "support" not in predicted.obs or not predicted.n_obs:
+        return ""
+    obs = obs_of(predicted)
+    seen = [(obs[name] == "seen").to_numpy() for name in ("support", "support_batch", "support_sample") if name in obs]
+    return "\nof a condition that was trained on" if np.logical_and.reduce(seen).all() else ""
 
 
 def _scatter(ax: Axes, cells: PlottedCells, x: np.ndarray, y: np.ndarray, de: np.ndarray, n_names: int) -> None:
@@ -157,7 +171,8 @@ def gene_distributions(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
-) -> Axes:
+    return_fig: bool = False,
+) -> Drawn:
     """Distribution of genes over control, predicted and real cells.
 
     Parameters
@@ -169,7 +184,7 @@ def gene_distributions(
         predicted cells) against control.
     n_genes
         Number of genes drawn where ``genes`` is ``None``.
-    library_key, layer, gene_names, title, ax, show, save
+    library_key, layer, gene_names, title, ax, show, save, return_fig
         As for :func:`mean_expression`.
 
     Returns
@@ -199,8 +214,7 @@ def gene_distributions(
     if title:
         drawn.set_title(title, fontsize=10, pad=24)
     tidy(drawn)
-    finish(drawn, show, save, own=ax is None)
-    return drawn
+    return finish(drawn, show, save, return_fig, own=ax is None)
 
 
 def _violins(ax: Axes, values: np.ndarray, places: np.ndarray, width: float, color: str) -> None:

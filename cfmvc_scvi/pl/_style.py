@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
@@ -18,11 +18,13 @@ CONTROL, PREDICTED, REAL = "#8a8f98", "#0072B2", "#D55E00"
 COLORS: Final = {"control": CONTROL, "predicted": PREDICTED, "real": REAL}
 PALETTE: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS: Final = ("o", "^", "s", "D", "v", "P")
-LINE, FAINT = "#4a4f57", "#c4c8ce"
+FAINT = "#c4c8ce"
 #: Colour maps: signed values around zero, and values from zero up.
 DIVERGING, SEQUENTIAL = "RdBu_r", "cividis"
 EXPRESSION_UNIT = "log1p CP10k"
 SMALL = 8.0
+#: Axes or Figure that was drawn on; ``None`` where it was shown.
+Drawn: TypeAlias = Any
 
 _WINDOWLESS = ("agg", "cairo", "pdf", "pgf", "ps", "svg", "template")
 
@@ -41,21 +43,53 @@ def plain(name: object) -> str:
     return str(name).replace("$", r"\$")
 
 
+def ink() -> str:
+    """Colour of lines and signs that must be told from the background, in light and in dark styles."""
+    return str(mpl.rcParams["text.color"])
+
+
+def background() -> str:
+    """Colour behind what is drawn."""
+    return str(mpl.rcParams["axes.facecolor"])
+
+
 def tidy(ax: Axes) -> None:
     """Hide the lines of the frame that carry no scale."""
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def finish(drawn: Axes | Figure, show: bool | None, save: str | Path | None, *, own: bool = True) -> None:
-    """Save and show; ``own`` says whether the figure was made here."""
+def finish(
+    drawn: Axes | Figure, show: bool | None, save: str | Path | None, return_fig: bool = False, *, own: bool = True
+) -> Drawn:
+    """Save and show what was drawn; what the plot returns.
+
+    In a notebook that draws below its cells, an open figure is drawn there once in any case, and a returned one again
+    where it is the last thing of a cell: so what is shown is not returned, and what ``return_fig`` returns is closed.
+
+    Parameters
+    ----------
+    drawn
+        What was drawn on.
+    show, save, return_fig
+        As :mod:`cfmvc_scvi.pl` says.
+    own
+        Whether the figure was made here.
+    """
     figure = drawn if isinstance(drawn, Figure) else root_figure(drawn)
     if save is not None:
         figure.savefig(save, dpi=150, bbox_inches="tight")
+    backend = mpl.get_backend().lower()
+    inline = "inline" in backend
+    if return_fig:
+        if own and inline:
+            plt.close(figure)
+        return figure
     if show is None:
-        backend = mpl.get_backend().lower()
-        show = own and save is None and backend not in _WINDOWLESS and "inline" not in backend
+        show = own and (inline or (save is None and backend not in _WINDOWLESS))
     if show:
         plt.show()
+        return None
+    return drawn
 
 
 def root_figure(ax: Axes) -> Figure:

@@ -12,7 +12,7 @@ from matplotlib.colors import LogNorm
 
 from cfmvc_scvi._messages import close_matches, shortened
 from cfmvc_scvi.metrics import METRICS
-from cfmvc_scvi.pl._style import DIVERGING, SEQUENTIAL, axes_for, finish, plain, root_figure, tick_step
+from cfmvc_scvi.pl._style import DIVERGING, SEQUENTIAL, Drawn, axes_for, finish, plain, root_figure, tick_step
 
 
 def support(
@@ -22,7 +22,8 @@ def support(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
-) -> Axes:
+    return_fig: bool = False,
+) -> Drawn:
     """Training cells of each perturbation in each cell type.
 
     Parameters
@@ -31,7 +32,7 @@ def support(
         Result of ``model.support()``.
     title
         Title of the axes.
-    ax, show, save
+    ax, show, save, return_fig
         See :mod:`cfmvc_scvi.pl`.
 
     Returns
@@ -46,15 +47,16 @@ def support(
     counts = table.pivot_table(index="perturbation", columns="cell_type", values="n_train", aggfunc="sum", fill_value=0)
     counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False, kind="stable").index]
     n_rows, n_columns = counts.shape
-    drawn = axes_for(
-        ax, (float(np.clip(0.6 * n_columns + 2.4, 4.0, 14.0)), float(np.clip(0.22 * n_rows + 1.4, 2.0, 16.0)))
-    )
+    longest = max(len(str(name)) for name in counts.columns) if n_columns > 3 else 0
+    width = float(np.clip(0.6 * n_columns + 2.4, 4.0, 14.0))
+    drawn = axes_for(ax, (width, float(np.clip(0.22 * n_rows + 1.6 + 0.07 * longest, 2.2, 16.0))))
     values = counts.to_numpy(dtype=float)
     top = max(values.max(), 2.0)
     shown = np.ma.masked_less_equal(values, 0)
     image = drawn.imshow(shown, norm=LogNorm(1, top), cmap=SEQUENTIAL, aspect="auto", interpolation="nearest")
+    drawn.set_facecolor("white")
     figure = root_figure(drawn)
-    figure.colorbar(image, ax=drawn, label="training cells")
+    figure.colorbar(image, ax=drawn).set_label("training cells", fontsize=8)
     drawn.set_xticks(
         range(n_columns), list(map(plain, counts.columns)), rotation=90 if n_columns > 3 else 0, fontsize=8
     )
@@ -71,8 +73,7 @@ def support(
                 j, i, f"{values[i, j]:.0f}", ha="center", va="center", fontsize=7, color="white" if dark else "black"
             )
     drawn.set_title(title or "", fontsize=10)
-    finish(drawn, show, save, own=ax is None)
-    return drawn
+    return finish(drawn, show, save, return_fig, own=ax is None)
 
 
 def benchmark(
@@ -83,7 +84,8 @@ def benchmark(
     ax: Axes | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
-) -> Axes:
+    return_fig: bool = False,
+) -> Drawn:
     """Table of scores, coloured from the baseline (0, white) to the ceiling (1, blue); red is worse than the baseline.
 
     Parameters
@@ -94,7 +96,7 @@ def benchmark(
         Columns to draw; ``None`` is all.
     title
         Title of the axes.
-    ax, show, save
+    ax, show, save, return_fig
         See :mod:`cfmvc_scvi.pl`.
 
     Returns
@@ -122,15 +124,15 @@ def benchmark(
     drawn.set_facecolor("#ececec")
     for i, j in np.ndindex(raw.shape):
         value = float(numbers[i, j])
-        drawn.text(j, i, "–" if not np.isfinite(value) else f"{value:.3g}", ha="center", va="center", fontsize=8)
+        text = "–" if not np.isfinite(value) else f"{value:.3g}"
+        drawn.text(j, i, text, ha="center", va="center", fontsize=8, color="black")  # on light colours in every style
     drawn.set_xticks(range(n_columns), [_head(metric) for metric in raw.columns], rotation=40, ha="left", fontsize=8)
     drawn.set_yticks(range(n_rows), list(map(plain, raw.index)), fontsize=8.5)
     drawn.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0)
     drawn.spines[:].set_visible(False)
     drawn.set_xlabel("colour: 0 = baseline (white), 1 = split-half ceiling (blue), below the baseline red", fontsize=8)
     drawn.set_title(title or "", fontsize=10)
-    finish(drawn, show, save, own=ax is None)
-    return drawn
+    return finish(drawn, show, save, return_fig, own=ax is None)
 
 
 def _head(metric: object) -> str:

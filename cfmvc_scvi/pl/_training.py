@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from cfmvc_scvi._messages import shortened
-from cfmvc_scvi.pl._style import PREDICTED, REAL, finish, tidy
+from cfmvc_scvi.pl._style import PREDICTED, REAL, Drawn, finish, tidy
 
 #: Key stem of each stage's loss, title and unit.
 _STAGES = (
@@ -28,7 +27,8 @@ def training_curves(
     skip: int = 0,
     show: bool | None = None,
     save: str | Path | None = None,
-) -> Figure:
+    return_fig: bool = False,
+) -> Drawn:
     """Loss of both training stages over epochs, training and validation.
 
     Parameters
@@ -37,7 +37,7 @@ def training_curves(
         A trained model, or its ``history``: a mapping of metric to DataFrame.
     skip
         Number of epochs left out at the start, whose large loss would flatten the rest of the curve.
-    show, save
+    show, save, return_fig
         See :mod:`cfmvc_scvi.pl`.
 
     Returns
@@ -65,8 +65,7 @@ def training_curves(
         ax.set(title=title, xlabel="epoch", ylabel=unit)
         ax.legend(frameon=False)
         tidy(ax)
-    finish(figure, show, save)
-    return figure
+    return finish(figure, show, save, return_fig)
 
 
 def _curve(ax: Axes, frame: pd.DataFrame, label: str, color: str, skip: int) -> None:

@@ -16,6 +16,7 @@ from scvi import REGISTRY_KEYS, settings
 from scvi.utils import track
 from torch import Tensor
 
+from cfmvc_scvi._arguments import cells_and_perturbation
 from cfmvc_scvi._base import as_rows, single_precision
 from cfmvc_scvi._constants import CFMVC_KEYS
 from cfmvc_scvi._messages import shortened
@@ -52,7 +53,7 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
     @single_precision
     def predict_perturbation(
         self,
-        adata: AnnData | None = None,
+        adata: AnnData | str | Sequence[str] | pd.DataFrame | None = None,
         perturbation: str | Sequence[str] | pd.DataFrame | None = None,
         *,
         indices: Sequence[int] | None = None,
@@ -79,7 +80,8 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
         ----------
         adata
             Control cells to perturb, with the model's genes in any order; nothing is written into it. ``None``
-            takes the control cells of the registered data.
+            takes the control cells of the registered data; so does a perturbation that stands here alone, as in
+            ``predict_perturbation("IFNB")``.
         perturbation
             A label, a list of labels, or a DataFrame of conditions, one per row, with the columns ``perturbation``
             and, where wanted, ``dosage``, ``labels`` (take the cells of this cell type only) and ``batch`` (decode in
@@ -130,7 +132,12 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
           among them, in units of a perturbation's typical length: 0 for a trained one, 1 as far as a typical
           perturbation is from control;
         - ``n_support``: training cells of this condition (at its dose) in this cell type. With few of them the answer
-          leans on what is known of other perturbations, cell types and genes, and on no effect.
+          leans on what is known of other perturbations, cell types and genes, and on no effect;
+        - ``support_batch``, where the model has batches, and ``support_sample``, where it has samples and the cells say
+          theirs: what was trained on in the batch that is decoded, and in the cell's sample. ``"seen"`` (this
+          perturbation in this cell type, beside controls), ``"controls only"`` (control cells of this type alone: the
+          answer comes from other batches or samples), ``"no controls"`` (no control cell of this type), ``"unknown"``
+          (nothing).
 
         A column of the cells that has one of these names is kept with the ending ``_of_source``. With several draws per
         cell, ``draw`` numbers them.
@@ -142,7 +149,8 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
         Warns
         -----
         UserWarning
-            Where cells are perturbed already, doses are above those of training, or cells have no counts.
+            Where cells are perturbed already, doses are above those of training, cells have no counts, or a batch has
+            no control cells of their type.
 
         Raises
         ------
@@ -151,8 +159,11 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
             cell types, batches and doses.
         RuntimeError
             When the flow is not trained.
+        TypeError
+            For cells that are no AnnData.
         """
         self._require_flow("predict")
+        adata, perturbation = cells_and_perturbation(adata, perturbation)
         call = PredictionCall.of(
             return_type,
             n_samples=n_samples,
@@ -331,14 +342,8 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
     def _result_obs(
         self, requests: list[Request], sources: dict[str | None, SourceCells], call: PredictionCall
     ) -> pd.DataFrame:
-        support = {
-            request: (
-                self._support(request.condition, sources[request.labels].codes, sources[request.labels].perturbed),
-                self._support_distance(request.condition),
-                self._n_support(request.condition, sources[request.labels].codes, sources[request.labels].perturbed),
-            )
-            for request in requests
-        }
+        support = {request: self._grounds_of(request, sources[request.labels]) for request in requests}
+        self._warn_of_batches_without_controls(support)
         native = {self._perturbation_column: {}, self.setup_keys.batch_key or "": self._native(REGISTRY_KEYS.BATCH_KEY)}
         if not self._has_presence_matrix:
             native[self._perturbation_column] = self._native(CFMVC_KEYS.PERTURBATION_KEY)

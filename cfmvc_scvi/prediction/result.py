@@ -6,7 +6,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, cast
 
 import anndata as ad
-import numpy as np
 import pandas as pd
 
 from cfmvc_scvi.prediction.request import Request
@@ -15,13 +14,13 @@ from cfmvc_scvi.registration.keys import SetupKeys
 from cfmvc_scvi.registration.spelling import number_text
 
 #: Columns that every result has of its own.
-_WRITTEN = ("source_cell", "support", "support_distance", "n_support")
+_WRITTEN = ("source_cell", "support", "support_distance", "n_support", "support_batch", "support_sample")
 
 
 def result_obs(
     requests: Sequence[Request],
     sources: Mapping[str | None, SourceCells],
-    support: Mapping[Request, tuple[pd.Categorical, float, np.ndarray | None]],
+    support: Mapping[Request, Mapping[str, Any]],
     keys: SetupKeys,
     perturbation_column: str,
     draws: int,
@@ -36,7 +35,7 @@ def result_obs(
     sources
         The cells, by the cell type asked for.
     support
-        Support of every cell of a request, the distance of its condition, and the training cells behind every cell.
+        Columns that say what the answers to a request rest on.
     keys
         Columns of the fields.
     perturbation_column
@@ -61,9 +60,8 @@ def result_obs(
             obs[keys.dosage_key] = dose
         if request.batch is not None and keys.batch_key is not None:
             [obs[keys.batch_key]] = _as_in_data([request.batch], native.get(keys.batch_key, {}))
-        obs["support"], obs["support_distance"], n_support = support[request]
-        if n_support is not None:
-            obs["n_support"] = n_support
+        for name, values in support[request].items():
+            obs[name] = values
         for draw in range(draws):
             block = obs if draws == 1 else obs.assign(draw=draw)
             suffix = f"_{tag}" if draws == 1 else f"_{tag}_{draw}"

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scvi import settings
+from scvi import REGISTRY_KEYS, settings
 
 from cfmvc_scvi._base import ConditionKey, ModelBase
 from cfmvc_scvi._messages import shortened
+from cfmvc_scvi.cells.reader import categories
+from cfmvc_scvi.prediction.places import Places
+from cfmvc_scvi.prediction.request import Request
+from cfmvc_scvi.prediction.sources import SourceCells
 from cfmvc_scvi.registration.keys import cell_dosage, perturbation_labels
 from cfmvc_scvi.registration.members import Members
 from cfmvc_scvi.registration.vocabulary import Condition
@@ -34,6 +40,8 @@ class _Trained:
         Training cells by condition and cell type; ``None`` if not counted.
     vectors
         Vectors of the conditions.
+    places
+        What was trained on in every batch and sample, by the name of the field.
     """
 
     sets: set[tuple[str, ...]]
@@ -41,6 +49,7 @@ class _Trained:
     together: set[tuple[tuple[str, ...], int]]
     cells: dict[tuple[ConditionKey, int], int] | None
     vectors: Members
+    places: dict[str, Places]
 
 
 class SupportMixin(ModelBase):
@@ -54,15 +63,15 @@ class SupportMixin(ModelBase):
 
         Returns
         -------
-        DataFrame with one row per perturbation, dose (where there are doses), cell type and batch of the registered
-        data, and the number of cells (column ``n_cells``) and of training cells (``n_train``).
+        DataFrame with one row per perturbation, dose (where there are doses), cell type, batch and sample of the
+        registered data, and the number of cells (column ``n_cells``) and of training cells (``n_train``).
         """
         adata = self._require_adata("count its cells")
         keys = self.setup_keys
         columns: dict[str, np.ndarray | None] = {"perturbation": perturbation_labels(adata, keys)}
         if keys.dosage_key is not None:
             columns["dosage"] = cell_dosage(adata, keys.dosage_key)
-        for name, key in (("cell_type", keys.labels_key), ("batch", keys.batch_key)):
+        for name, key in (("cell_type", keys.labels_key), ("batch", keys.batch_key), ("sample", keys.sample_key)):
             if key is not None:
                 columns[name] = adata.obs[key].astype(str).to_numpy()
         table = pd.DataFrame(columns)
@@ -99,6 +108,68 @@ class SupportMixin(ModelBase):
             values = ["new combination" if twice else value for value, twice in zip(values, perturbed, strict=True)]
         return pd.Categorical(values, categories=list(SUPPORT_LEVELS))
 
+    def _grounds(
+        self, condition: Condition, labels: np.ndarray, places: dict[str, np.ndarray], perturbed: np.ndarray | None
+    ) -> dict[str, pd.Categorical]:
+        """What each prediction rests on in its batch and sample, by column; see :meth:`predict_perturbation`.
+
+        Parameters
+        ----------
+        places
+            Codes of the cells' batches and samples, by the name of the field; those that the model does not have, or of
+            which it does not know what was trained on, are left out.
+        """
+        found = {}
+        for field, known in self._trained.places.items():
+            if field in places:
+                values = known.grounds(condition.members, labels, places[field])
+                if perturbed is not None and condition.members:
+                    values[perturbed & (np.asarray(values) == "seen")] = "controls only"
+                found[f"support_{field}"] = values
+        return found
+
+    def _grounds_of(self, request: Request, source: SourceCells) -> dict[str, Any]:
+        """Columns that say what the answers to a request rest on."""
+        condition, labels, perturbed = request.condition, source.codes, source.perturbed
+        asked = source.asked
+        batch = (
+            asked.context.batch if request.batch is None else np.full(len(labels), self.batches.index(request.batch))
+        )
+        places = {"batch": np.asarray(batch)} | ({} if asked.sample is None else {"sample": asked.sample})
+        n_support = self._n_support(condition, labels, perturbed)
+        return {
+            "support": self._support(condition, labels, perturbed),
+            "support_distance": self._support_distance(condition),
+            **({} if n_support is None else {"n_support": n_support}),
+            **self._grounds(condition, labels, places, perturbed),
+        }
+
+    def _warn_of_batches_without_controls(self, support: Mapping[Request, Mapping[str, Any]]) -> None:
+        """Say where answers are about a batch in which no control cell of the cell type was trained on."""
+        levels = [columns["support_batch"] for columns in support.values() if "support_batch" in columns]
+        n_lacking = sum(int((values == "no controls").sum()) for values in levels)
+        if n_lacking:
+            warnings.warn(
+                f"{n_lacking} of {sum(map(len, levels))} predicted cells are in a batch in which no control cell of "
+                f"their cell type was trained on (adata.obs[{self.setup_keys.batch_key!r}]): what that batch does to "
+                "such cells is taken from other cell types. obs['support_batch'] tells which; give cells of other "
+                "batches, or `batch=` one that has controls.",
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
+
+    def _measured_in(self, condition: Condition, labels: Iterable[int]) -> dict[str, list[str]]:
+        """Batches and samples in which a condition was trained on beside controls, by the name of the field."""
+        names = {"batch": self.batches, "sample": self._samples}
+        places = self._trained.places
+        return {field: [names[field][at] for at in places[field].where(condition.members, labels)] for field in places}
+
+    @cached_property
+    def _samples(self) -> list[str]:
+        """Samples of the training data, in the order of their codes."""
+        has_samples = self.setup_keys.sample_key is not None
+        return categories(self._field_registries, REGISTRY_KEYS.SAMPLE_KEY) if has_samples else []
+
     def _confounded(self, conditions: Sequence[Condition]) -> list[str]:
         """Which of the conditions hold what was measured only in batches without control cells, with a warning."""
         confounded = set(self.confounded_ or ())
@@ -133,8 +204,8 @@ class SupportMixin(ModelBase):
     @property
     def _trained(self) -> _Trained:
         """What was trained on, made again when that, or the vectors, change."""
-        key = (self._conditions_of_training, self.vocabulary)
-        made_for, trained = vars(self).get("_trained_of", ((None, None), None))
+        key = (self._conditions_of_training, self.vocabulary, self.trained_places_)
+        made_for, trained = vars(self).get("_trained_of", ((None, None, None), None))
         if trained is None or any(old is not new for old, new in zip(made_for, key, strict=True)):
             from_control = set(self._types_with_controls().tolist())
             sets = {members for (members, _), _ in self._conditions_of_training}
@@ -145,6 +216,15 @@ class SupportMixin(ModelBase):
                 together={(m, label) for (m, _), label in self._conditions_of_training if label in from_control},
                 cells=None if counts is None else dict(zip(self._conditions_of_training, counts, strict=True)),
                 vectors=self.vocabulary.members([Condition("", *k) for k in {k for k, _ in key[0]}]),
+                places=self._places_of_training(),
             )
             self._trained_of = (key, trained)
         return trained
+
+    def _places_of_training(self) -> dict[str, Places]:
+        noted, keys = self.trained_places_, self.setup_keys
+        if noted is None:
+            return {}
+        populations = [(members, label) for (members, _), label in self._conditions_of_training]
+        fields = (("batch", keys.batch_key), ("sample", keys.sample_key))
+        return {field: Places.of(populations, noted["pair"], noted[field]) for field, key in fields if key is not None}

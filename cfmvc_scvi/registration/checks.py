@@ -17,6 +17,7 @@ from scvi import settings
 from cfmvc_scvi._messages import shortened
 from cfmvc_scvi._types import obs_of
 from cfmvc_scvi.registration.counts import CountSummary, check_counts
+from cfmvc_scvi.registration.depth import warn_of_bulk
 from cfmvc_scvi.registration.keys import SetupKeys, counts_matrix, counts_name
 from cfmvc_scvi.registration.spelling import text_of, texts_of
 from cfmvc_scvi.registration.vocabulary import Condition
@@ -88,8 +89,11 @@ def validate(adata: AnnData, keys: SetupKeys, *, is_new: bool = True) -> None:
         _warn_of_names(adata)
         _warn_of_levels(adata, [key for key in categorical if key != keys.perturbation_key])
         _warn_of_empty(adata, counts, where)
+        library = counts.rows
         if keys.size_factor_key is not None:
             _warn_of_small_libraries(obs_of(adata)[keys.size_factor_key], counts, keys.size_factor_key)
+            library = obs_of(adata)[keys.size_factor_key].to_numpy(dtype=float)
+        warn_of_bulk(library, map(str, adata.obs))
 
 
 # ---- columns ----------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from cfmvc_scvi.cells.count_loader import CountDataModule
 from cfmvc_scvi.cells.pairs import LatentDataModule
 from cfmvc_scvi.io.archive import read_archive
 from cfmvc_scvi.train.checkpoint import CheckpointFolder, EpochKeeper
+from cfmvc_scvi.train.contention import ContentionWatch
 from cfmvc_scvi.train.display import StageBar, quiet_lightning
 from cfmvc_scvi.train.guards import DivergenceWatch
 from cfmvc_scvi.train.history import merge_histories
@@ -86,7 +87,9 @@ def run_stage(
     devices, trainer_kwargs["num_nodes"] = devices_of_launcher(devices, trainer_kwargs.get("num_nodes", 1))
     fitted = cast(_Fitted, model)
     keeper = EpochKeeper(state, stage, checkpoints, resumed, fitted.history_)
-    trainer_kwargs["callbacks"] = [keeper, DivergenceWatch(stage), *_adapted(trainer_kwargs.get("callbacks") or [])]
+    watch = ContentionWatch(act=checkpoints is None)
+    given = _adapted(trainer_kwargs.get("callbacks") or [])
+    trainer_kwargs["callbacks"] = [keeper, DivergenceWatch(stage), watch, *given]
     if trainer_kwargs.get("enable_progress_bar", True) and trainer_kwargs.pop("simple_progress_bar", True):
         trainer_kwargs["callbacks"].append(StageBar(stage, trainer_kwargs.pop("progress_bar_refresh_rate", 1)))
         trainer_kwargs["simple_progress_bar"] = False  # scvi-tools' bar does not say which stage it is
@@ -112,7 +115,7 @@ def run_stage(
         bring_back = state.reset(stage)
         if resumed is not None:
             data.first_epoch = resumed["epoch"]
-        with _own_history(fitted), _restored_modes(fitted), _restored_interrupts():
+        with _own_history(fitted), _restored_modes(fitted), _restored_interrupts(), watch.restored():
             try:
                 runner()
                 keeper.finish(trainer, plan, fitted.history_)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import inspect
+import threading
+from dataclasses import replace
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import anndata as ad
@@ -11,6 +16,7 @@ import pandas as pd
 import pytest
 
 from cfmvc_scvi import data
+from cfmvc_scvi.data import datasets
 from cfmvc_scvi.data.datasets import CONVENTIONAL, DATASETS
 
 SHAPES = {
@@ -72,6 +78,26 @@ def test_where_the_file_is_looked_for(kang_file, tmp_path, monkeypatch):
     cache.mkdir(parents=True)
     kang_file.rename(cache / kang_file.name)
     assert data.kang2018().n_obs == 3
+
+
+def test_all_cells_of_kang_are_downloaded_once(tmp_path, monkeypatch):
+    adata = small({"cell_type": ["B", "T"], "label": ["ctrl", "stim"], "replicate": ["p1", "p2"]})
+    (tmp_path / "server").mkdir()
+    adata.write_h5ad(tmp_path / "server" / "34464122")
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setenv("CFMVC_DATA", str(tmp_path / "cache"))
+    serve = functools.partial(SimpleHTTPRequestHandler, directory=tmp_path / "server")
+    with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}/34464122"
+        monkeypatch.setattr(datasets, "KANG_ALL", replace(datasets.KANG_ALL, url=address))
+        first = data.kang2018_all()
+        server.shutdown()
+    again = data.kang2018_all(sha256=hashlib.sha256((tmp_path / "cache" / "kang_2018.h5ad").read_bytes()).hexdigest())
+    for found in (first, again):
+        assert found.obs["perturbation"].tolist() == ["control", "IFNB"] and found.obs["batch"].tolist() == ["p1", "p2"]
+    with pytest.raises(ConnectionError, match=r"Download it in a browser and put it at .*other/kang_2018\.h5ad"):
+        data.kang2018_all(tmp_path / "other")
 
 
 def test_names_are_tidied_and_originals_kept(kang_file):

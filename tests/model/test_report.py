@@ -14,6 +14,7 @@ from matplotlib import image
 from matplotlib import pyplot as plt
 
 from cfmvc_scvi import metrics
+from cfmvc_scvi.model import report as report_module
 from cfmvc_scvi.model.report import _rising_losses
 
 VOID = {"meta", "img", "br", "link"}
@@ -137,7 +138,7 @@ def test_new_context_and_doses(simulate, build, fit, tmp_path):
     model = fit(build(adata[~held].copy(), setup))
     text = Checker(model.report(tmp_path / "r.html", adata[held].copy(), max_plots=1).read_text(encoding="utf-8")).text
     assert "P1 at 1 in type1" in text and "P1 at 10 in type1" in text
-    assert "seen in only 1 other cell types" in text and "new context" in text
+    assert "the baselines rest on 1 training populations" in text and "new context" in text
 
 
 def test_rising_validation_loss_is_pointed_out():
@@ -149,6 +150,14 @@ def test_rising_validation_loss_is_pointed_out():
 def test_a_folder_that_does_not_exist_is_told_of_first(trained, real, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         trained.report(tmp_path / "nowhere" / "r.html", real)
+    with pytest.raises(IsADirectoryError, match="is a folder: give the name of a file"):
+        trained.report(tmp_path, real)
+
+
+def test_a_folder_that_cannot_be_written_is_told_of_first(trained, real, tmp_path, monkeypatch):
+    monkeypatch.setattr(report_module.os, "access", lambda *_: False)  # root may write anywhere
+    with pytest.raises(PermissionError, match="choose a folder that you may write into"):
+        trained.report(tmp_path / "r.html", real)
 
 
 def test_untrained(simulated, build, tmp_path):

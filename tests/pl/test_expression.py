@@ -161,3 +161,24 @@ def test_shown_when_asked_for(arrays, monkeypatch):
     pl.gene_distributions(arrays.predicted, arrays.control)
     pl.gene_distributions(arrays.predicted, arrays.control, ax=plt.gca())
     assert shown == [1, 1]  # a figure of its own is shown, one that was given is not
+
+
+def test_a_notebook_shows_a_figure_once(arrays, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(1))
+    monkeypatch.setattr(mpl, "get_backend", lambda: "module://matplotlib_inline.backend_inline")
+    assert pl.delta(arrays.predicted, arrays.real, arrays.control) is None and shown == [1]
+    assert pl.delta(arrays.predicted, arrays.real, arrays.control, show=False) is not None and shown == [1]
+    plt.close("all")
+    figure = pl.delta(arrays.predicted, arrays.real, arrays.control, return_fig=True)
+    assert isinstance(figure, mpl.figure.Figure) and plt.get_fignums() == [] and shown == [1]
+    _, ax = plt.subplots()
+    assert pl.delta(arrays.predicted, arrays.real, arrays.control, ax=ax) is ax and shown == [1]
+
+
+def test_titles_say_that_the_condition_was_trained_on(trained, cells):
+    ax = pl.delta(cells.predicted, cells.real, cells.control)
+    assert "trained on" in ax.get_title()
+    predicted = cells.predicted.copy()
+    predicted.obs["support_batch"] = "controls only"
+    assert "trained on" not in pl.delta(predicted, cells.real, cells.control).get_title()

@@ -348,3 +348,12 @@ def test_answers_say_how_many_training_cells_stand_behind_them(trained, predicte
         assert set(block["n_support"]) == {count}
     unseen = trained.predict_perturbation(perturbation="P1+P2+P3").obs
     assert set(unseen["n_support"]) == {0}
+
+
+def test_a_label_may_stand_alone(trained, predicted):
+    assert np.array_equal(trained.predict_perturbation("P1").X, predicted.X)
+    assert trained.get_trajectory("P1", times=[1.0]).n_obs == predicted.n_obs
+    assert trained.get_velocity("P1")[1].any()
+    for call in (trained.get_latent_representation, trained.get_elbo, trained.evaluate):
+        with pytest.raises(TypeError, match="is 'P1', a str; give the cells as an AnnData"):
+            call("P1")

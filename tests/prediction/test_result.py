@@ -19,7 +19,9 @@ A, CONTROL = Condition("A", ("A",), (1.0,)), Condition("control")
 
 def annotated(source, requests, keys=KEYS, draws=1) -> pd.DataFrame:
     n = source.n_cells
-    support = {r: (pd.Categorical(["seen"] * n, ["seen", "new context"]), 0.5, np.full(n, 7)) for r in requests}
+    seen = pd.Categorical(["seen"] * n, ["seen", "new context"])
+    told = {"support": seen, "support_distance": 0.5, "n_support": np.full(n, 7), "support_batch": seen}
+    support = dict.fromkeys(requests, told)
     return result_obs(requests, {None: source}, support, keys, "perturbation", draws)
 
 
@@ -73,7 +75,7 @@ def test_known_types_that_stand_for_unknown_ones_are_named(sources):
     assert annotated(source, [Request(A)])["nearest_label"].tolist() == ["T", "NK"]
 
 
-@pytest.mark.parametrize("name", ["draw", "support", "source_cell", "n_support", "support_distance"])
+@pytest.mark.parametrize("name", ["draw", "support", "source_cell", "n_support", "support_distance", "support_batch"])
 def test_columns_of_the_user_are_kept(sources, name):
     source = sources([4, 1])
     source.cells.obs[name] = "mine"
@@ -85,7 +87,7 @@ def test_columns_of_the_user_are_kept(sources, name):
 
 def test_labels_that_are_numbers_in_the_data_are_numbers(sources):
     one, other = Condition("1", ("1",), (1.0,)), Condition("1+2", ("1", "2"), (1.0, 1.0))
-    native, support = {"perturbation": {"1": 1}}, ("seen", 0.0, None)
+    native, support = {"perturbation": {"1": 1}}, {"support": "seen"}
     for requests, expected in (([Request(one)], [1]), ([Request(one), Request(other)], ["1", "1+2"])):
         obs = result_obs(
             requests, {None: sources([4])}, dict.fromkeys(requests, support), KEYS, "perturbation", 1, native
