@@ -262,6 +262,34 @@ class Calibration:
             factor = count_scale(cells.counts, expected, before, after) ** weight
         return tuple(x.astype(np.float32) for x in (lognorm, scale, log_ratio, factor))
 
+    def batch_shift(self, labels: np.ndarray, batch: int, solver: Solver) -> np.ndarray:
+        """Shift of log1p CP10k (n_labels, n_genes) that takes cells, on the mean, to what is expected in a batch."""
+        shifts = np.zeros_like(self.state.profiles)
+        for label in np.unique(labels):
+            key = ("batch", int(label), batch, solver.key)
+            shifts[label] = self._remember(key, lambda: self._batch_shift(int(label), batch, solver))  # noqa: B023
+        return shifts
+
+    @torch.inference_mode()
+    def _batch_shift(self, label: int, batch: int, solver: Solver) -> np.ndarray:
+        """The shift (n_genes,) in a cell type: as for perturbations, the mean is that of the likelihood."""
+        cells = self.reference(label, solver)
+        others = cells.context.batch != batch
+        if not others.any():
+            return np.zeros(cells.counts.shape[1], dtype=np.float32)
+        source, z, technical = cells.context.batch[others], cells.z[others], cells.technical[others]
+        target = torch.full_like(source, batch)
+        after = self.module.decoder(z, self.module.move_batch(technical, source, target), target).cpu()
+        before, rows = cells.log_share[others.cpu()], others.cpu().numpy()
+        library, y = cells.library[rows], cells.lognorm[rows]
+        levels = [
+            self.module.likelihood.in_batches(codes).expected_lognorm(np.exp(share.numpy()) * library[:, None], library)
+            for codes, share in ((source, before), (target, after))
+        ]
+        moved = y + decoded_change(before.exp(), after.exp()).numpy()
+        level = y.mean(axis=0) + (levels[1] - levels[0]).mean(axis=0)
+        return solve_shift(moved, level, self.state.highest).astype(np.float32)
+
     def reference(self, label: int, solver: Solver) -> ReferenceCells:
         """The cells that stand for a cell type, as they are without a perturbation."""
         key = ("reference", label, solver.key)
@@ -358,6 +386,10 @@ class Uncalibrated(Calibration):
     ) -> GeneCorrection:
         """See :meth:`Calibration.correct`; the correction is neutral."""
         return GeneCorrection.neutral(self.state.profiles)
+
+    def batch_shift(self, labels: np.ndarray, batch: int, solver: Solver) -> np.ndarray:
+        """See :meth:`Calibration.batch_shift`; zero."""
+        return np.zeros_like(self.state.profiles)
 
 
 def make_calibration(state: CalibrationState, module: CFMVCModule, vocabulary: PerturbationVocabulary) -> Calibration:

@@ -287,8 +287,12 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
             key = self.vocabulary.stream_key(request.condition)
             generators = cell_generators(source.names[rows], call.seed, "counts", key, draw)
             return drawn_counts(x, context.batch, change, self.module.likelihood, generators)
+        shift = correction.lognorm[labels]
+        if request.batch is not None:
+            there = self._calibration.batch_shift(labels, self.batches.index(request.batch), call.solver)
+            shift = shift + (target != context.batch).numpy()[:, None] * there[labels]
         change = LevelChange(
-            decoded_change(before, after) + torch.from_numpy(correction.lognorm[labels]),
+            decoded_change(before, after) + torch.from_numpy(shift),
             torch.from_numpy(correction.scale[labels]),
             torch.from_numpy(correction.center[labels]),
         )

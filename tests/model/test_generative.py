@@ -11,6 +11,7 @@ from sklearn.model_selection import cross_val_score
 
 from cfmvc_scvi import CFMVC, data, metrics
 from cfmvc_scvi.likelihood.negative_binomial import expected_lognorm
+from cfmvc_scvi.prediction.request import default_solver
 
 pytestmark = pytest.mark.slow
 QUIET = {"enable_progress_bar": False}
@@ -94,7 +95,25 @@ def test_choosing_a_batch_moves_cells_most_of_the_way(screen):
     ]
     moved = model.predict_perturbation(source, "control", batch=there)
     slope = np.polyfit(levels[0] - levels[1], mean_level(moved.X) - mean_level(source.X), 1)[0]
-    assert 0.6 < slope < 1.2
+    assert 0.85 < slope < 1.15
+    by_parts = model.predict_perturbation(source, "control", batch=there, batch_size=7)
+    np.testing.assert_allclose(by_parts.X, moved.X, rtol=1e-5, atol=1e-6)
+    stayed = model.predict_perturbation(source, "control", batch=here)
+    np.testing.assert_allclose(stayed.X, source.X.toarray(), rtol=1e-6)
+
+
+def test_without_a_calibration_choosing_a_batch_decodes_alone(screen):
+    adata, model = screen
+    there, here = model.batches
+    source = adata[(adata.obs["batch"] == here).to_numpy()][:50].copy()
+    calibrated = model.calibration_
+    try:
+        model.calibrate(None)
+        decoded = model.predict_perturbation(source, "control", batch=there)
+        assert (model.calibration_.batch_shift(np.array([0]), 0, default_solver()) == 0).all()
+    finally:
+        model.calibration_ = calibrated
+    assert np.abs(model.predict_perturbation(source, "control", batch=there).X - decoded.X).max() > 0.01
 
 
 def test_batch_is_not_readable_from_the_intrinsic_latent(screen):
