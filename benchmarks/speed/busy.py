@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -24,7 +22,7 @@ import numpy as np
 import torch
 from cells import simulated_cells
 from lightning.pytorch.callbacks import Callback
-from models import QUIET, new_cfmvc, new_scvi, now
+from models import QUIET, busy_core, new_cfmvc, new_scvi, now
 from run import machine
 
 from cfmvc_scvi.train.contention import ContentionWatch, involuntary_switches
@@ -49,22 +47,10 @@ class Steps(Callback):
             trainer.should_stop = True
 
 
-@contextmanager
-def competitor(wanted: bool) -> Iterator[None]:
-    """A process of another session that keeps one core busy."""
-    other = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True) if wanted else None
-    try:
-        yield
-    finally:
-        if other is not None:
-            other.kill()
-            other.wait()
-
-
 def measured(fit: Callable[[Steps], Any], busy: bool, most: float) -> Steps:
     """Steps of one fit."""
     steps = Steps(most)
-    with competitor(busy):
+    with busy_core(busy):
         fit(steps)
     return steps
 

@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -29,7 +27,7 @@ import numpy as np
 import pandas as pd
 from cells import simulated_cells
 from lightning.pytorch.callbacks import Callback
-from models import CLOCKS, QUIET, fit_options, new_cfmvc, now, set_clock
+from models import CLOCKS, QUIET, busy_core, fit_options, new_cfmvc, now, set_clock
 from run import machine
 
 from cfmvc_scvi import CFMVC
@@ -137,18 +135,6 @@ def row(name: str, found: np.ndarray) -> dict[str, Any]:
     error = 1.2533 * (high - low) / 1.349 / len(found) ** 0.5
     stays = median - 1.0 > max(2.0 * error, 0.015)
     return {"device": name, "plain / device": median, "se": error, "lower": low, "upper": high, "stays": stays}
-
-
-@contextmanager
-def busy_core(wanted: bool) -> Iterator[None]:
-    """Another process that keeps one core busy."""
-    other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if wanted else None
-    try:
-        yield
-    finally:
-        if other is not None:
-            other.kill()
-            other.wait()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

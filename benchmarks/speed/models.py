@@ -1,10 +1,13 @@
-"""The two models of the comparison, of equal shape, and what times their training."""
+"""The two models of the comparison, of equal shape, what times their training, and a process that disturbs it."""
 
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import anndata as ad
@@ -32,6 +35,18 @@ def set_clock(name: str) -> None:
 def now() -> float:
     """Reading of the clock in seconds."""
     return CLOCKS[_clock[0]]()
+
+
+@contextmanager
+def busy_core(wanted: bool) -> Iterator[None]:
+    """A process that keeps one core busy, in a session of its own, as that of another user has."""
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True) if wanted else None
+    try:
+        yield
+    finally:
+        if other is not None:
+            other.kill()
+            other.wait()
 
 
 def new_cfmvc(adata: ad.AnnData, **kwargs: Any) -> CFMVC:

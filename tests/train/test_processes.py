@@ -205,7 +205,7 @@ def test_the_gradient_of_a_split_batch_is_that_of_the_whole_one(folder, stage):
         assert difference <= 1e-6 * size and size > 0.1
 
 
-def compare(folder: Path, one: str, other: str, tolerance: float) -> None:
+def assert_same_model(folder: Path, one: str, other: str, tolerance: float) -> None:
     """Weights, history and predictions; predicted counts reach to some hundreds."""
     one, other = (dict(np.load(folder / f"{name}.npz")) for name in (one, other))
     assert set(one) == set(other) and any(name.startswith("history") for name in one)
@@ -217,7 +217,7 @@ def compare(folder: Path, one: str, other: str, tolerance: float) -> None:
 @pytest.mark.parametrize("name", ["both0", "both1", "script0", "script1", "copies0"])
 def test_two_processes_learn_what_one_learns(folder, name):
     """Scripts, copies of the process as in notebooks; early stopping at the same epoch, batches of uneven parts."""
-    compare(folder, name, "alone0", 2e-5)
+    assert_same_model(folder, name, "alone0", 2e-5)
     stopped = {key: len(values) for key, values in np.load(folder / f"{name}.npz").items() if "validation" in key}
     assert set(stopped.values()) == {4}
 
@@ -225,15 +225,15 @@ def test_two_processes_learn_what_one_learns(folder, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["both", "script", "resumed"])
 def test_processes_end_with_the_same_bits(folder, name):
-    compare(folder, f"{name}0", f"{name}1", 0.0)
+    assert_same_model(folder, f"{name}0", f"{name}1", 0.0)
 
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_job_which_goes_on(folder):
     codes = json.loads((folder / "codes.json").read_text())
     assert codes["killed"] == [1, -9] and codes["resumed"] == codes["both"] == [0, 0]
-    compare(folder, "resumed0", "both0", 0.0)
-    compare(folder, "one after two0", "both0", 2e-5)  # with one process
+    assert_same_model(folder, "resumed0", "both0", 0.0)
+    assert_same_model(folder, "one after two0", "both0", 2e-5)  # with one process
 
 
 @pytest.mark.slow
