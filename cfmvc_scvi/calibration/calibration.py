@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,14 +20,16 @@ from cfmvc_scvi.calibration.correction import (
     solve_shift,
     spread_factor,
 )
-from cfmvc_scvi.calibration.estimate import EffectEstimator, EffectQuery, get_estimator
+from cfmvc_scvi.calibration.estimate import EffectQuery, get_estimator
 from cfmvc_scvi.calibration.latent_shift import latent_shift
 from cfmvc_scvi.calibration.moments import highest_lognorm
 from cfmvc_scvi.calibration.populations import Populations
-from cfmvc_scvi.calibration.process import EffectGP, MeanEffects
-from cfmvc_scvi.calibration.process_error import EffectError, Misfit, effect_error
+from cfmvc_scvi.calibration.process import EffectGP
+from cfmvc_scvi.calibration.process_error import EffectError, effect_error
 from cfmvc_scvi.calibration.process_query import Conditions
+from cfmvc_scvi.calibration.reach import VectorReach
 from cfmvc_scvi.calibration.reference import ReferenceCells, StoredReference
+from cfmvc_scvi.calibration.state import CalibrationState, ObservedEffects
 from cfmvc_scvi.cells.latents import LatentCache
 from cfmvc_scvi.flow import Solver
 from cfmvc_scvi.module import CFMVCModule
@@ -39,98 +41,6 @@ _SAME = 1e-4
 _MOST_REMEMBERED = 1000
 
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class ObservedEffects:
-    """What intervals rest on: the training populations, and what the process lacks of them.
-
-    Attributes
-    ----------
-    effects
-        Observed mean effects, as the process takes them.
-    n_control
-        Control cells of every cell type, shape (n_labels,).
-    misfit
-        What the kernel of the process does not hold.
-    """
-
-    effects: MeanEffects
-    n_control: np.ndarray
-    misfit: Misfit
-
-    def to_saved(self) -> dict[str, Any]:
-        """Plain containers that :meth:`from_saved` reads back."""
-        return {"effects": self.effects.to_saved(), "n_control": self.n_control, "kappa": self.misfit.kappa}
-
-    @classmethod
-    def from_saved(cls, saved: Mapping[str, Any]) -> ObservedEffects:
-        """Counterpart of :meth:`to_saved`."""
-        return cls(MeanEffects.from_saved(saved["effects"]), saved["n_control"], Misfit(saved["kappa"]))
-
-
-@dataclass(frozen=True)
-class CalibrationState:
-    """What a calibration has learned, as it is saved.
-
-    Attributes
-    ----------
-    profiles, variance
-        Mean and variance of log1p CP10k over the control cells of every cell type, shape (n_labels, n_genes), float32.
-    highest
-        Highest log1p CP10k of every gene in the training cells, shape (n_genes,).
-    spread_effect
-        Change of every gene's variance per unit of the perturbation vector, shape (n_features, n_genes).
-    latent_shift
-        Change of the mean intrinsic latent per unit of the perturbation vector, shape (n_features, n_latent).
-    reference
-        Control cells that stand for each cell type.
-    process
-        Gaussian process over the training populations; ``None`` where there were none.
-    composition
-        What takes effects apart for the process, and puts its estimates together, where perturbations have vectors that
-        tell of each other; ``None`` where each has its own, and the process takes effects as they are.
-    estimator
-        Estimator of the mean effect; ``None`` leaves decoded changes as they are.
-    observed
-        What intervals rest on, made when they are first asked for.
-    """
-
-    profiles: np.ndarray
-    variance: np.ndarray
-    highest: np.ndarray
-    spread_effect: np.ndarray
-    latent_shift: np.ndarray
-    reference: Sequence[StoredReference]
-    process: EffectGP | None
-    composition: Composition | None
-    estimator: EffectEstimator | None
-    observed: ObservedEffects | None = None
-
-    def to_saved(self) -> dict[str, Any]:
-        """Plain containers that :meth:`from_saved` reads back."""
-        estimator = self.estimator
-        return {field.name: getattr(self, field.name) for field in fields(self)} | {
-            "reference": [cells.to_saved() for cells in self.reference],
-            "process": None if self.process is None else self.process.to_dict(),
-            "composition": None if self.composition is None else self.composition.to_saved(),
-            "estimator": None if estimator is None else {"name": estimator.name, "state": estimator.to_saved()},
-            "observed": None if self.observed is None else self.observed.to_saved(),
-        }
-
-    @classmethod
-    def from_saved(cls, saved: Mapping[str, Any]) -> CalibrationState:
-        """Counterpart of :meth:`to_saved`."""
-        process, estimator, observed = saved["process"], saved["estimator"], saved["observed"]
-        composition = saved["composition"]
-        made = {
-            "reference": [StoredReference.from_saved(cells) for cells in saved["reference"]],
-            "process": None if process is None else EffectGP.from_dict(process),
-            "composition": None if composition is None else Composition.from_saved(composition),
-            "estimator": None if estimator is None else get_estimator(estimator["name"]).from_saved(estimator["state"]),
-            "observed": None if observed is None else ObservedEffects.from_saved(observed),
-        }
-        return cls(**{**saved, **made})
 
 
 class Calibration:
@@ -190,10 +100,11 @@ class Calibration:
         members = vocabulary.members(cache.conditions).take(populations.condition)
         effects = populations.observed(members)
         chosen = None if estimator is None else get_estimator(estimator).fit(effects, populations.mean0)
-        composition = process = None
+        composition = process = reach = None
         if len(populations) and vocabulary.has_embedding:
             composition = Composition.fit(effects, populations.mean0)
             process = EffectGP(composition.with_column).fit(composition.split(effects))
+            reach = VectorReach.fit(process, effects, seed)
         elif len(populations):
             process = EffectGP(populations.mean0).fit(effects)
         rng = np.random.default_rng(seed)
@@ -207,11 +118,33 @@ class Calibration:
             reference=[StoredReference.sample(cache, cells, rng) for cells in populations.control],
             process=process,
             composition=composition,
+            reach=reach,
             estimator=chosen,
         )
         return make_calibration(state, module, vocabulary)
 
     # ---- what predictions ask ---------------------------------------------------------------------------------
+
+    def reach(self, condition: Condition) -> np.ndarray:
+        """Part that is kept of what every member's vector tells, (n_members,): 1 for those that were measured."""
+        found = np.ones(len(condition.members))
+        if self.state.reach is not None:
+            for place in np.flatnonzero(~self.vocabulary.measured(condition)):
+                vector = self.vocabulary.encode_members([condition])[0, place]
+                key = ("reach", vector.tobytes())
+                found[place] = self._remember(key, lambda: self.state.reach.of(vector))  # noqa: B023
+        return found
+
+    def encode(self, condition: Condition) -> np.ndarray:
+        """Vector (n_features,) of a condition, float32, as far as its members' vectors reach."""
+        return self._members(condition).sum(axis=0)
+
+    def _members(self, condition: Condition) -> np.ndarray:
+        """The same of every member, shape (n_members, n_features)."""
+        members = self.vocabulary.encode_members([condition])[0]
+        if self.state.reach is None or condition.is_control:
+            return members
+        return members * self.reach(condition)[:, None].astype(np.float32)
 
     def correct(
         self, condition: Condition, labels: np.ndarray, solver: Solver, *, rates: bool = True
@@ -242,7 +175,7 @@ class Calibration:
     def _correct(self, condition: Condition, label: int, solver: Solver, rates: bool) -> tuple[np.ndarray, ...]:
         """Corrections (n_genes,) of a condition in a cell type, from the cells that stand for it."""
         state, cells = self.state, self.reference(label, solver)
-        p = self.vocabulary.encode([condition])[0]
+        p = self.encode(condition)
         log_share = self._decoded(condition, label, solver)
         effect = self._mean_effect(condition, label, solver, log_share)
         profile = state.profiles[label]
@@ -311,7 +244,7 @@ class Calibration:
     def _mean_effect(self, condition: Condition, label: int, solver: Solver, log_share: Tensor) -> np.ndarray:
         """Mean effect (n_genes,) by the estimator; ``log_share`` as :meth:`_decoded` gives it."""
         cells = self.reference(label, solver)
-        members = self.vocabulary.encode_members([condition])[0]
+        members = self._members(condition)
         parts, n_contexts = condition.parts(), self._times_seen(condition)
         summed = False
         if not n_contexts and len(parts) > 1:
@@ -343,11 +276,14 @@ class Calibration:
     def _decoded(self, condition: Condition, label: int, solver: Solver) -> Tensor:
         """Log share of every gene of the reference cells after the perturbation, (n, n_genes), on the CPU."""
         cells = self.reference(label, solver)
-        moved = cells.moved(self.vocabulary.encode([condition])[0], self.module, solver)
+        moved = cells.moved(self.encode(condition), self.module, solver)
         return cells.decoded(moved, self.module)
 
     def effect_error(self, condition: Condition, labels: Sequence[int] | np.ndarray) -> EffectError:
         """Mean effects of a condition in cell types by the process, and the covariance of their errors.
+
+        Of perturbations that were not measured, as if their vectors told all: where less is kept of the answer
+        (:meth:`reach`), it differs from this one by what it may be off.
 
         Raises
         ------
@@ -380,6 +316,10 @@ class Calibration:
 
 class Uncalibrated(Calibration):
     """Leaves decoded changes as they are."""
+
+    def reach(self, condition: Condition) -> np.ndarray:
+        """See :meth:`Calibration.reach`; 1."""
+        return np.ones(len(condition.members))
 
     def correct(
         self, condition: Condition, labels: np.ndarray, solver: Solver, *, rates: bool = True

@@ -84,9 +84,10 @@ class EffectMixin(RequestMixin, SupportMixin):
         -------
         DataFrame, one row per gene: ``log_fold_change``, ``lower`` and ``upper``, ``sd``, ``sign_probability``
         (that the effect is beyond ``min_change`` in the direction of the estimate), ``lfsr``, ``s_value`` and
-        ``significant``; ``attrs`` has the condition, the cell types, their ``support``, in which batches and samples
-        the perturbation was ``measured_in`` these types beside controls, whether it is ``confounded_with_batch``
-        (measured only in batches without control cells) and the units.
+        ``significant``; ``attrs`` has the condition, the cell types, their ``support``, the ``reach`` of the vector of
+        a perturbation that was not measured (``support_reach`` of :meth:`predict_perturbation`, else 1), in which
+        batches and samples the perturbation was ``measured_in`` these types beside controls, whether it is
+        ``confounded_with_batch`` (measured only in batches without control cells) and the units.
 
         Raises
         ------
@@ -114,12 +115,14 @@ class EffectMixin(RequestMixin, SupportMixin):
         weights = n_control / n_control.sum() if n_control.any() else np.full(len(codes), 1.0 / len(codes))
         mean, variance, freedom = self._effect_moments(condition, codes, weights)
         floor = -(weights @ self._calibration.state.profiles[codes])
+        self._warn_of_little_reach([condition])
         table = effect_table(mean, np.sqrt(variance), floor, freedom, level=level, min_change=min_change, fdr=fdr)
         table.index = pd.Index(self.get_var_names(), name="gene")
         table.attrs = {
             "perturbation": condition.label,
             "labels": [self.cell_types[code] for code in codes],
             "support": [str(value) for value in self._support(condition, codes)],
+            "reach": self._reach(condition),
             "measured_in": self._measured_in(condition, codes.tolist()),
             "confounded_with_batch": bool(self._confounded([condition])),
             "units": EFFECT_UNITS,

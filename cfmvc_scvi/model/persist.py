@@ -23,7 +23,7 @@ from cfmvc_scvi._constants import CFMVC_KEYS
 from cfmvc_scvi._messages import missing_genes, shortened
 from cfmvc_scvi._rows import DiskRows, is_on_disk
 from cfmvc_scvi._types import same_names
-from cfmvc_scvi.calibration.calibration import CalibrationState, make_calibration
+from cfmvc_scvi.calibration import CalibrationState, make_calibration
 from cfmvc_scvi.io.archive import (
     archive_exists,
     check_attribute_names,

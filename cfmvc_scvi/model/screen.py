@@ -107,7 +107,8 @@ class ScreenMixin(PredictionMixin, EffectMixin):
         natural log, float32; layers ``expression`` (mean log1p of counts per 10,000 in the control cells of training,
         plus the effect), ``sd``, ``lower`` and ``upper`` (the standard error and the interval of the effect) and
         ``lfsr`` (local false sign rate). ``obs`` has the perturbation, the dose, the cell type, ``support``,
-        ``support_distance`` and ``n_support``. Of cells, as :meth:`predict_perturbation`. ``uns["cfmvc"]`` is the call.
+        ``support_distance``, ``n_support`` and, with vectors, ``support_reach``. Of cells, as
+        :meth:`predict_perturbation`. ``uns["cfmvc"]`` is the call.
 
         Raises
         ------
@@ -200,6 +201,9 @@ class ScreenMixin(PredictionMixin, EffectMixin):
         support = [str(self._support(row.condition, code)[0]) for row, code in zip(rows, codes, strict=True)]
         columns["support"] = pd.Categorical(support)
         columns["support_distance"] = [self._support_distance(row.condition) for row in rows]
+        if self._calibration.state.reach is not None:
+            columns["support_reach"] = [self._reach(row.condition) for row in rows]
+            self._warn_of_little_reach(row.condition for row in rows)
         counted = [self._n_support(row.condition, code) for row, code in zip(rows, codes, strict=True)]
         if counted and counted[0] is not None:
             columns["n_support"] = np.concatenate(cast("list[np.ndarray]", counted))

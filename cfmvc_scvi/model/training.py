@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cfmvc_scvi._base import MADE_ANEW, single_precision
 from cfmvc_scvi._types import CellSplit
-from cfmvc_scvi.calibration.calibration import CalibrationState, make_calibration
+from cfmvc_scvi.calibration import CalibrationState, make_calibration
 from cfmvc_scvi.calibration.held_out_spread import set_spread
 from cfmvc_scvi.calibration.populations import Populations
 from cfmvc_scvi.cells.count_loader import CountDataModule

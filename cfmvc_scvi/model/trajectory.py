@@ -86,7 +86,7 @@ class TrajectoryMixin(PredictionMixin):
             )
         call = PredictionCall.of("latent", solver=solver, n_steps=n_steps, batch_size=batch_size, seed=self._seed)
         requests = self._requests([perturbation], dosage, None)
-        p = torch.from_numpy(self.vocabulary.encode([requests[0].condition])).to(self.module.device)
+        p = torch.from_numpy(self._calibration.encode(requests[0].condition)).to(self.module.device)
         sources = self._sources(adata, indices, requests, call, "error")
         [source] = sources.values()
         padded, n_cells, posterior = source.cells, source.n_cells, source.posterior

@@ -80,7 +80,7 @@ class GenerationMixin(PredictionMixin):
         frame = pd.DataFrame({"perturbation": [perturbation], "labels": [labels], "batch": [batch]}, dtype=object)
         [request] = self._requests(frame, dosage, None)
         condition = request.condition
-        p = torch.from_numpy(self.vocabulary.encode([condition])).expand(n_cells, -1).to(self.module.device)
+        p = torch.from_numpy(self._calibration.encode(condition)).expand(n_cells, -1).to(self.module.device)
         rng = np.random.default_rng([call.seed, n_cells])
         cells = self._template_cells(n_cells, request.labels, rng)
         context = self._generated_context(cells, request.batch, spatial)

@@ -131,6 +131,9 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
         - ``support_distance``: Euclidean distance of the condition's vector to the nearest one of training, control
           among them, in units of a perturbation's typical length: 0 for a trained one, 1 as far as a typical
           perturbation is from control;
+        - ``support_reach``, with vectors: the part that is kept of what the vector of a perturbation that was not
+          measured tells, 0.05 to 1 (:mod:`~cfmvc_scvi.calibration.reach`), 1 for those measured. Near 1 several
+          measured perturbations agree on it; near 0 it hangs on one, and the answer is near to no change;
         - ``n_support``: training cells of this condition (at its dose) in this cell type. With few of them the answer
           leans on what is known of other perturbations, cell types and genes, and on no effect;
         - ``support_batch``, where the model has batches, and ``support_sample``, where it has samples and the cells say
@@ -149,8 +152,8 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
         Warns
         -----
         UserWarning
-            Where cells are perturbed already, doses are above those of training, cells have no counts, or a batch has
-            no control cells of their type.
+            Where cells are perturbed already, doses are above those of training, cells have no counts, a batch has
+            no control cells of their type, or the vector of a perturbation that was not measured tells little.
 
         Raises
         ------
@@ -253,7 +256,7 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
         self, request: Request, source: SourceCells, call: PredictionCall
     ) -> Iterator[tuple[Any, np.ndarray]]:
         """Rows of one condition, some at a time: values as they are returned, and latents."""
-        moved = source.move(self.vocabulary.encode([request.condition])[0])
+        moved = source.move(self._calibration.encode(request.condition))
         for draw in range(call.draws):
             for rows in source.cells.chunks(call.batch_size):
                 latent = moved[:, rows].mean(dim=0).numpy()
@@ -348,6 +351,7 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
     ) -> pd.DataFrame:
         support = {request: self._grounds_of(request, sources[request.labels]) for request in requests}
         self._warn_of_batches_without_controls(support)
+        self._warn_of_little_reach(request.condition for request in requests)
         native = {self._perturbation_column: {}, self.setup_keys.batch_key or "": self._native(REGISTRY_KEYS.BATCH_KEY)}
         if not self._has_presence_matrix:
             native[self._perturbation_column] = self._native(CFMVC_KEYS.PERTURBATION_KEY)

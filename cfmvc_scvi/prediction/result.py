@@ -14,7 +14,15 @@ from cfmvc_scvi.registration.keys import SetupKeys
 from cfmvc_scvi.registration.spelling import number_text
 
 #: Columns that every result has of its own.
-_WRITTEN = ("source_cell", "support", "support_distance", "n_support", "support_batch", "support_sample")
+_WRITTEN = (
+    "source_cell",
+    "support",
+    "support_distance",
+    "support_reach",
+    "n_support",
+    "support_batch",
+    "support_sample",
+)
 
 
 def result_obs(

@@ -25,6 +25,9 @@ from cfmvc_scvi.registration.vocabulary import Condition
 #: What a prediction can rest on, from most to least.
 SUPPORT_LEVELS = ("seen", "new context", "new combination", "new perturbation")
 
+#: Part of an answer below which the user is told that a vector tells little.
+LITTLE_REACH = 0.2
+
 
 @dataclass(frozen=True)
 class _Trained:
@@ -140,9 +143,27 @@ class SupportMixin(ModelBase):
         return {
             "support": self._support(condition, labels, perturbed),
             "support_distance": self._support_distance(condition),
+            **({} if self._calibration.state.reach is None else {"support_reach": self._reach(condition)}),
             **({} if n_support is None else {"n_support": n_support}),
             **self._grounds(condition, labels, places, perturbed),
         }
+
+    def _reach(self, condition: Condition) -> float:
+        """Part of the answer that is kept of the member whose vector tells least; 1 where all were measured."""
+        return float(self._calibration.reach(condition).min(initial=1.0))
+
+    def _warn_of_little_reach(self, conditions: Iterable[Condition]) -> None:
+        """Name the perturbations without cells whose vectors tell next to nothing of what they do."""
+        little = {condition.label for condition in conditions if self._reach(condition) < LITTLE_REACH}
+        if little:
+            warnings.warn(
+                f"{shortened(sorted(little))}: not measured, and what the vectors tell hangs on single perturbations "
+                "of the training data, so little is kept of it and the answer is near to no change "
+                "(obs['support_reach'] or attrs['reach'] says how much). Other vectors, or more measured perturbations "
+                "like these, may help.",
+                UserWarning,
+                stacklevel=settings.warnings_stacklevel,
+            )
 
     def _warn_of_batches_without_controls(self, support: Mapping[Request, Mapping[str, Any]]) -> None:
         """Say where answers are about a batch in which no control cell of the cell type was trained on."""

@@ -214,6 +214,10 @@ class PerturbationVocabulary:
                 index[row, place], weight[row, place] = self._row_of(member), self.response(member, dose)
         return Members(index, weight, self._table, self.n_features)
 
+    def measured(self, condition: Condition) -> np.ndarray:
+        """Whether each member of a condition is among the data, in the order of :meth:`encode_members`."""
+        return np.array([member in self._rank for member, _ in self._in_order(condition)], dtype=bool)
+
     def stream_key(self, condition: Condition) -> tuple[tuple[int | str, float], ...]:
         """What random draws for a condition depend on: positions in the vocabulary (names beyond it) and doses."""
         return tuple((self._rank.get(member, member), dose) for member, dose in self._in_order(condition))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cfmvc_scvi.calibration.calibration import Calibration, CalibrationState, Uncalibrated, make_calibration
+from cfmvc_scvi.calibration.calibration import Calibration, Uncalibrated, make_calibration
 from cfmvc_scvi.calibration.populations import Populations
+from cfmvc_scvi.calibration.state import CalibrationState
 from cfmvc_scvi.flow import get_solver
 
 SOLVER = get_solver("midpoint", 4)
