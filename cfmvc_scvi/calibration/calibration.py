@@ -244,12 +244,8 @@ class Calibration:
     def _mean_effect(self, condition: Condition, label: int, solver: Solver, log_share: Tensor) -> np.ndarray:
         """Mean effect (n_genes,) by the estimator; ``log_share`` as :meth:`_decoded` gives it."""
         cells = self.reference(label, solver)
-        members = self._members(condition)
-        parts, n_contexts = condition.parts(), self._times_seen(condition)
-        summed = False
-        if not n_contexts and len(parts) > 1:
-            n_contexts = min(map(self._times_seen, parts))
-            summed = n_contexts > 0
+        members, (n_contexts, summed) = self._members(condition), self._contexts(condition)
+        parts = condition.parts()
         shares = [self._decoded(part, label, solver) for part in parts] if summed else [log_share]
         latent = np.sum([cells.effect(share, self.module) for share in shares], axis=0)
         shift = self._shifted(members.sum(axis=0), cells) if n_contexts else None
@@ -260,6 +256,23 @@ class Calibration:
         query = EffectQuery(members, label, latent, shift, process, n_contexts, summed)
         effect = latent if estimator is None else estimator.estimate(query)
         return np.maximum(effect, -self.state.profiles[label])
+
+    def carried_by(self, condition: Condition) -> dict[str, float]:
+        """Estimators of the mean effect of a condition, and the weight of each; none for control."""
+        estimator = self.state.estimator
+        if condition.is_control:
+            return {}
+        if estimator is None:
+            return {"latent": 1.0}
+        return estimator.weights(*self._contexts(condition), self.state.process is not None)
+
+    def _contexts(self, condition: Condition) -> tuple[int, bool]:
+        """Cell types that a condition was seen in; where in none, the least of its members, and whether it is that."""
+        parts, n_contexts = condition.parts(), self._times_seen(condition)
+        if n_contexts or len(parts) < 2:
+            return n_contexts, False
+        n_contexts = min(map(self._times_seen, parts))
+        return n_contexts, n_contexts > 0
 
     def _times_seen(self, condition: Condition) -> int:
         """Training populations, one for each cell type, with this perturbation vector."""

@@ -71,6 +71,18 @@ class EffectEstimator(ABC):
         """
         return cls()
 
+    def weights(self, n_contexts: int, summed: bool, with_process: bool) -> dict[str, float]:
+        """What the estimate is made of, where it is a weighted mean: estimator -> weight; else its own name.
+
+        Parameters
+        ----------
+        n_contexts, summed
+            As in :class:`EffectQuery`.
+        with_process
+            Whether there is a Gaussian process: training populations, that is.
+        """
+        return {self.name: 1.0}
+
     @abstractmethod
     def estimate(self, query: EffectQuery) -> Float[np.ndarray, " n_genes"]:
         """Mean effect, shape (n_genes,)."""
@@ -133,16 +145,18 @@ class AverageEstimator(EffectEstimator):
     #: Cell types up to which the shift is half of the latent's part; beyond, its part falls with their fourth power.
     FEW: ClassVar[int] = 4
 
+    def weights(self, n_contexts: int, summed: bool, with_process: bool) -> dict[str, float]:
+        """See :meth:`EffectEstimator.weights`."""
+        shift = 0.5 * min(1.0, (self.FEW / n_contexts) ** 4) if n_contexts else 0.0
+        process = (self.WEIGHT_OF_SUMS if summed else self.WEIGHT) if with_process else 0.0
+        parts = {"process": process, "latent": (1.0 - process) * (1.0 - shift), "shift": (1.0 - process) * shift}
+        return {name: weight for name, weight in parts.items() if weight}
+
     def estimate(self, query: EffectQuery) -> Float[np.ndarray, " n_genes"]:
         """See :meth:`EffectEstimator.estimate`."""
-        latent = query.latent
-        if query.shift is not None:
-            part = 0.5 * min(1.0, (self.FEW / max(query.n_contexts, 1)) ** 4)
-            latent = (1.0 - part) * latent + part * query.shift
-        if query.process is None:
-            return latent
-        weight = self.WEIGHT_OF_SUMS if query.summed else self.WEIGHT
-        return (1.0 - weight) * latent + weight * query.process
+        n_contexts = 0 if query.shift is None else max(query.n_contexts, 1)
+        weights = self.weights(n_contexts, query.summed, query.process is not None)
+        return np.sum([weight * getattr(query, name) for name, weight in weights.items()], axis=0)
 
 
 ESTIMATORS: Final[dict[str, type[EffectEstimator]]] = {}

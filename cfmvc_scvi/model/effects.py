@@ -85,9 +85,10 @@ class EffectMixin(RequestMixin, SupportMixin):
         DataFrame, one row per gene: ``log_fold_change``, ``lower`` and ``upper``, ``sd``, ``sign_probability``
         (that the effect is beyond ``min_change`` in the direction of the estimate), ``lfsr``, ``s_value`` and
         ``significant``; ``attrs`` has the condition, the cell types, their ``support``, the ``reach`` of the vector of
-        a perturbation that was not measured (``support_reach`` of :meth:`predict_perturbation`, else 1), in which
-        batches and samples the perturbation was ``measured_in`` these types beside controls, whether it is
-        ``confounded_with_batch`` (measured only in batches without control cells) and the units.
+        a perturbation that was not measured (``support_reach`` of :meth:`predict_perturbation`, else 1), the weights of
+        the estimators that it is ``carried_by``, in which batches and samples the perturbation was ``measured_in``
+        these types beside controls, whether it is ``confounded_with_batch`` (measured only in batches without control
+        cells) and the units.
 
         Raises
         ------
@@ -123,6 +124,7 @@ class EffectMixin(RequestMixin, SupportMixin):
             "labels": [self.cell_types[code] for code in codes],
             "support": [str(value) for value in self._support(condition, codes)],
             "reach": self._reach(condition),
+            "carried_by": self._calibration.carried_by(condition),
             "measured_in": self._measured_in(condition, codes.tolist()),
             "confounded_with_batch": bool(self._confounded([condition])),
             "units": EFFECT_UNITS,

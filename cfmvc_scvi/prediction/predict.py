@@ -145,8 +145,9 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
         A column of the cells that has one of these names is kept with the ending ``_of_source``. With several draws per
         cell, ``draw`` numbers them.
 
-        ``obsm["X_cfmvc"]`` is the transported latent; ``uns["cfmvc"]`` the call. Of ``"mean"`` and ``"counts"``, the
-        layer that was registered holds the same values as ``X``, so that the result can stand beside the real cells
+        ``obsm["X_cfmvc"]`` is the transported latent; ``uns["cfmvc"]`` the call, where ``carried_by`` has the weights
+        of the estimators of the mean effect, for every one of the ``perturbations``. Of ``"mean"`` and ``"counts"``,
+        the layer that was registered holds the same values as ``X``, so that the result can stand beside the real cells
         (``anndata.concat``) and be given back to the model.
 
         Warns
@@ -363,6 +364,7 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
             "return_type": call.return_type,
             "units": UNITS[call.return_type],
             "perturbations": [request.condition.label for request in requests],
+            "carried_by": self._carried_by([request.condition for request in requests]),
             "seed": call.seed,
             "solver": type(call.solver).__name__.lower(),
             "n_steps": getattr(call.solver, "n_steps", -1),

@@ -152,6 +152,12 @@ class SupportMixin(ModelBase):
         """Part of the answer that is kept of the member whose vector tells least; 1 where all were measured."""
         return float(self._calibration.reach(condition).min(initial=1.0))
 
+    def _carried_by(self, conditions: Sequence[Condition]) -> dict[str, np.ndarray]:
+        """Weight of every estimator in the mean effects of some conditions, by its name, shape (n_conditions,)."""
+        weights = [self._calibration.carried_by(condition) for condition in conditions]
+        names = dict.fromkeys(name for found in weights for name in found)
+        return {name: np.array([found.get(name, 0.0) for found in weights]) for name in names}
+
     def _warn_of_little_reach(self, conditions: Iterable[Condition]) -> None:
         """Name the perturbations without cells whose vectors tell next to nothing of what they do."""
         little = {condition.label for condition in conditions if self._reach(condition) < LITTLE_REACH}

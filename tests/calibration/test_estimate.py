@@ -115,3 +115,31 @@ def test_an_estimator_that_is_added_calibrates_and_is_saved(trained, mean_estima
     finally:
         trained.calibrate()
     np.testing.assert_array_equal(trained.calibration_.state.profiles, observed)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ((3, False, True), {"process": 0.5, "latent": 0.25, "shift": 0.25}),
+        ((0, False, True), {"process": 0.5, "latent": 0.5}),
+        ((2, True, True), {"process": 0.75, "latent": 0.125, "shift": 0.125}),
+        ((8, False, False), {"latent": 1 - 0.5 / 16, "shift": 0.5 / 16}),
+        ((0, False, False), {"latent": 1.0}),
+    ],
+)
+def test_weights_of_the_average(asked, expected):
+    assert get_estimator("average")().weights(*asked) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["latent", "process", "shift"])
+def test_an_estimator_alone_carries_all(name):
+    assert get_estimator(name)().weights(2, False, True) == {name: 1.0}
+
+
+def test_answers_name_their_estimators(trained):
+    predicted = trained.predict_perturbation(perturbation=["P1", "control"], indices=[0, 1])
+    carried = predicted.uns["cfmvc"]["carried_by"]
+    assert predicted.uns["cfmvc"]["perturbations"] == ["P1", "control"]
+    assert carried["process"].tolist() == [0.5, 0.0]
+    np.testing.assert_allclose(sum(carried.values()), [1.0, 0.0])
+    assert trained.get_perturbation_effect("P1").attrs["carried_by"] == {n: w[0] for n, w in carried.items()}
