@@ -14,6 +14,7 @@ from cfmvc_scvi.data.embeddings import coexpression_embedding, gene_loadings, on
 from cfmvc_scvi.data.importer import import_counts
 from cfmvc_scvi.data.on_disk import open_counts
 from cfmvc_scvi.data.simulate import counterfactual_mean, simulate_perturbation
+from cfmvc_scvi.data.vectors import read_vectors
 
 __all__ = [
     "cao2018",
@@ -28,6 +29,7 @@ __all__ = [
     "onehot_embedding",
     "open_counts",
     "papalexi2021",
+    "read_vectors",
     "simulate_perturbation",
     "smiles_fingerprints",
     "tian2019_cellbench",
