@@ -15,6 +15,7 @@ from cfmvc_scvi._base import single_precision
 from cfmvc_scvi._constants import AUTO, CFMVC_KEYS
 from cfmvc_scvi._messages import shortened, unknown_choice
 from cfmvc_scvi.flow import get_coupling
+from cfmvc_scvi.model.compare import ComparisonMixin
 from cfmvc_scvi.model.data_module import check_registry
 from cfmvc_scvi.model.persist import PersistenceMixin
 from cfmvc_scvi.model.programs import ProgramMixin
@@ -37,6 +38,7 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
     ResourceMixin,
     RepresentationMixin,
     ReportMixin,
+    ComparisonMixin,
     SampleEffectMixin,
     TrajectoryMixin,
     ScreenMixin,
