@@ -24,6 +24,7 @@ from cfmvc_scvi.model.represent import RepresentationMixin
 from cfmvc_scvi.model.resources import ResourceMixin
 from cfmvc_scvi.model.sample_effects import SampleEffectMixin
 from cfmvc_scvi.model.screen import ScreenMixin
+from cfmvc_scvi.model.screen_report import ScreenReportMixin
 from cfmvc_scvi.model.training import TrainingMixin
 from cfmvc_scvi.model.trajectory import TrajectoryMixin
 from cfmvc_scvi.prediction.generate import GenerationMixin
@@ -38,6 +39,7 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
     ResourceMixin,
     RepresentationMixin,
     ReportMixin,
+    ScreenReportMixin,
     ComparisonMixin,
     SampleEffectMixin,
     TrajectoryMixin,

@@ -89,8 +89,8 @@ class ComparisonMixin(SampleEffectMixin):
         codes, weights = self._codes_and_weights(labels)
         moments = [self._effect_moments(one.condition, codes, weights)[:2] for one in requests]
         mean, variance = (np.stack(values).astype(np.float32) for values in zip(*moments, strict=True))
-        names = pd.Index(_names(requests), name="perturbation")
-        cosine = _cosines(mean)
+        names = pd.Index(condition_names(requests), name="perturbation")
+        cosine = cosines(mean)
         norms = np.linalg.norm(mean, axis=1).tolist()
         attrs: dict[Hashable | None, Any] = {"labels": [self.cell_types[code] for code in codes]}
         attrs["norm"] = dict(zip(names, norms, strict=True))
@@ -303,7 +303,7 @@ class ComparisonMixin(SampleEffectMixin):
         return np.average(change, axis=0, weights=sizes[there, 0, 0]), int(sizes[there, 1, 0].sum())
 
 
-def _names(requests: Sequence[Request]) -> list[str]:
+def condition_names(requests: Sequence[Request]) -> list[str]:
     """Labels of conditions, with their doses where they have some."""
     names = []
     for one in requests:
@@ -312,7 +312,7 @@ def _names(requests: Sequence[Request]) -> list[str]:
     return list(make_index_unique(pd.Index(names, dtype=object)))
 
 
-def _cosines(effects: np.ndarray) -> np.ndarray:
+def cosines(effects: np.ndarray) -> np.ndarray:
     """Cosines of the rows, (n, n), float64; ``NaN`` for rows of zeros."""
     length = np.linalg.norm(effects.astype(np.float64), axis=1, keepdims=True)
     unit = np.divide(effects, length, out=np.full(effects.shape, np.nan), where=length > 0)

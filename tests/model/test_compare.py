@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cfmvc_scvi import CFMVC
-from cfmvc_scvi.model.compare import _cosines, _drawn_spread
+from cfmvc_scvi.model.compare import _drawn_spread, cosines
 
 
 def test_similarity_is_the_cosine_of_effects(trained):
@@ -22,7 +22,7 @@ def test_similarity_is_the_cosine_of_effects(trained):
     assert square.attrs["norm"]["P1"] == pytest.approx(np.linalg.norm(effects["P1"]), rel=1e-5)
     one_type = trained.get_perturbation_similarity(["P1", "P2"], "type1")
     parts = [trained.get_perturbation_effect(name, "type1")["log_fold_change"].to_numpy() for name in ("P1", "P2")]
-    assert one_type.loc["P1", "P2"] == pytest.approx(_cosines(np.stack(parts))[0, 1], abs=1e-5)
+    assert one_type.loc["P1", "P2"] == pytest.approx(cosines(np.stack(parts))[0, 1], abs=1e-5)
 
 
 def test_pairs(trained):
@@ -40,11 +40,11 @@ def test_spread_of_known_errors():
     mean = np.ones((2, 4000), dtype=np.float32)
     mean[1, :2000] = -0.2
     spread = _drawn_spread(mean, 0.1 * np.ones_like(mean), 200, 0)[0, 1]
-    cosine, lengths = _cosines(mean)[0, 1], np.linalg.norm(mean, axis=1)
+    cosine, lengths = cosines(mean)[0, 1], np.linalg.norm(mean, axis=1)
     slopes = [(mean[1 - i] / lengths[1 - i] - cosine * mean[i] / lengths[i]) / lengths[i] for i in range(2)]
     expected = 0.1 * np.sqrt(sum((slope**2).sum() for slope in slopes)) / (1 - cosine**2)
     assert spread == pytest.approx(expected, rel=0.2)
-    assert np.isnan(_cosines(np.array([[1.0, 0.0], [0.0, 0.0]]))[0, 1])
+    assert np.isnan(cosines(np.array([[1.0, 0.0], [0.0, 0.0]]))[0, 1])
 
 
 def test_context_differences(trained):
