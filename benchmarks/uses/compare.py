@@ -1,6 +1,6 @@
 """Likeness, differences between cell types and interactions on simulated screens, against the truth.
 
-    python benchmarks/uses/compare.py [--seeds 0 1]
+    python benchmarks/uses/compare.py [--seeds 0 1] [--draws 10]
 
 3,000 cells, 300 genes, three cell types, six perturbations, three of their pairs measured; 30 and 60 epochs. In
 "specific" screens a quarter of the effects' variance is a cell type's own, in "shared" ones none (cell types then
@@ -40,7 +40,7 @@ def row(what: str, truth: np.ndarray, table: pd.DataFrame, column: str) -> dict:
     return out
 
 
-def rows_of(kind: str, seed: int) -> list[dict]:
+def rows_of(kind: str, seed: int, draws: int) -> list[dict]:
     """All comparisons of one screen."""
     adata = data.simulate_perturbation(
         3000, 300, 3, 2, 6, n_pairs=3, shared_fraction=SHARED[kind], spatial=False, seed=seed
@@ -56,7 +56,7 @@ def rows_of(kind: str, seed: int) -> list[dict]:
     control = (adata.obs["perturbation"] == "control").to_numpy()
     shares = np.array([(control & (labels == name)).sum() for name in types]) / control.sum()
     truth = {
-        name: np.stack([true_effect(adata[labels == kind_].copy(), name, rng, draws=30) for kind_ in types])
+        name: np.stack([true_effect(adata[labels == kind_].copy(), name, rng, draws=draws) for kind_ in types])
         for name in [*names, *pairs, *new]
     }
     mean, found = {name: shares @ value for name, value in truth.items()}, []
@@ -78,10 +78,11 @@ def rows_of(kind: str, seed: int) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    seeds = parser.parse_args().seeds
+    parser.add_argument("--draws", type=int, default=10, help="of every cell's counts, for the truth")
+    asked = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    rows = [one for kind in SHARED for seed in seeds for one in rows_of(kind, seed)]
+    rows = [one for kind in SHARED for seed in asked.seeds for one in rows_of(kind, seed, asked.draws)]
     table = pd.DataFrame(rows).groupby(["screen", "what"], sort=False)
     found = table[["n", "held", "called", "wrong"]].sum().assign(error=table["error"].mean().round(4))
     found.insert(2, "held_percent", (100 * found["held"] / found["n"]).round(1))
