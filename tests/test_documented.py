@@ -15,7 +15,7 @@ import cfmvc_scvi
 from cfmvc_scvi import CFMVC
 
 DOCS = Path(__file__).parents[1] / "docs"
-PACKAGES = ["data", "metrics", "pl", "train", "calibration", "likelihood", "flow", "nn"]
+PACKAGES = ["data", "metrics", "pathways", "pl", "train", "calibration", "likelihood", "flow", "nn"]
 
 needs_docs = pytest.mark.skipif(not DOCS.is_dir(), reason="docs/ is not part of this distribution")
 
@@ -59,7 +59,7 @@ def test_parameters_are_described():
     """Every parameter of a function with a section of parameters is in it."""
     lacking = []
     functions = {f"CFMVC.{name}": function for name, function in own_methods().items()}
-    for package in ("data", "metrics", "pl"):
+    for package in ("data", "metrics", "pathways", "pl"):
         module = importlib.import_module(f"cfmvc_scvi.{package}")
         functions |= {f"{package}.{name}": value for name, value in public(module).items()}
     for name, function in functions.items():

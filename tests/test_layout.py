@@ -34,6 +34,7 @@ LEVELS = {
     "metrics": 1,
     "io": 1,
     "registration": 2,
+    "pathways": 2,  # tables in, tables out
     "pl": 2,  # draws tables, arrays and AnnData, so it needs no model; the model's report draws with it
     "likelihood": 2,
     "cells": 3,

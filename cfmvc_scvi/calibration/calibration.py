@@ -292,8 +292,8 @@ class Calibration:
         moved = cells.moved(self.encode(condition), self.module, solver)
         return cells.decoded(moved, self.module)
 
-    def effect_error(self, condition: Condition, labels: Sequence[int] | np.ndarray) -> EffectError:
-        """Mean effects of a condition in cell types by the process, and the covariance of their errors.
+    def effect_error(self, condition: Condition | Sequence[Condition], labels: Sequence | np.ndarray) -> EffectError:
+        """Mean effects of a condition (or several, one after the other) in cell types by the process, and their errors.
 
         Of perturbations that were not measured, as if their vectors told all: where less is kept of the answer
         (:meth:`reach`), it differs from this one by what it may be off.
@@ -306,8 +306,9 @@ class Calibration:
         process, composition, observed = self.state.process, self.state.composition, self.state.observed
         if process is None or observed is None:
             raise RuntimeError("The training populations are needed for the errors of effects, and there are none.")
-        labels = np.asarray(labels)
-        members = np.repeat(self.vocabulary.encode_members([condition]), len(labels), axis=0)
+        conditions = [condition] if isinstance(condition, Condition) else list(condition)
+        members = np.repeat(self.vocabulary.encode_members(conditions), len(labels), axis=0)
+        labels = np.tile(np.asarray(labels), len(conditions))
         error = effect_error(process, observed.effects, Conditions(members, labels), observed.misfit)
         return error if composition is None else composition.join_error(error, labels)
 

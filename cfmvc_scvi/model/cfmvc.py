@@ -15,6 +15,7 @@ from cfmvc_scvi._base import single_precision
 from cfmvc_scvi._constants import AUTO, CFMVC_KEYS
 from cfmvc_scvi._messages import shortened, unknown_choice
 from cfmvc_scvi.flow import get_coupling
+from cfmvc_scvi.model.compare import ComparisonMixin
 from cfmvc_scvi.model.data_module import check_registry
 from cfmvc_scvi.model.persist import PersistenceMixin
 from cfmvc_scvi.model.programs import ProgramMixin
@@ -23,6 +24,7 @@ from cfmvc_scvi.model.represent import RepresentationMixin
 from cfmvc_scvi.model.resources import ResourceMixin
 from cfmvc_scvi.model.sample_effects import SampleEffectMixin
 from cfmvc_scvi.model.screen import ScreenMixin
+from cfmvc_scvi.model.screen_report import ScreenReportMixin
 from cfmvc_scvi.model.training import TrainingMixin
 from cfmvc_scvi.model.trajectory import TrajectoryMixin
 from cfmvc_scvi.prediction.generate import GenerationMixin
@@ -37,6 +39,8 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
     ResourceMixin,
     RepresentationMixin,
     ReportMixin,
+    ScreenReportMixin,
+    ComparisonMixin,
     SampleEffectMixin,
     TrajectoryMixin,
     ScreenMixin,

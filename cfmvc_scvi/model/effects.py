@@ -111,9 +111,7 @@ class EffectMixin(RequestMixin, SupportMixin):
             raise ValueError(f"Effects are given for one condition at a time; {len(requests)} were asked for.")
         [request] = requests
         condition = request.condition
-        codes = self._codes_with_controls(labels)
-        n_control = self._observed_effects().n_control[codes]
-        weights = n_control / n_control.sum() if n_control.any() else np.full(len(codes), 1.0 / len(codes))
+        codes, weights = self._codes_and_weights(labels)
         mean, variance, freedom = self._effect_moments(condition, codes, weights)
         floor = -(weights @ self._calibration.state.profiles[codes])
         self._warn_of_little_reach([condition])
@@ -135,6 +133,12 @@ class EffectMixin(RequestMixin, SupportMixin):
         return table
 
     # ---- parts ------------------------------------------------------------------------------------------------
+
+    def _codes_and_weights(self, labels: str | Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+        """Codes of the cell types asked for, and their shares of the control cells."""
+        codes = self._codes_with_controls(labels)
+        n_control = self._observed_effects().n_control[codes]
+        return codes, n_control / n_control.sum() if n_control.any() else np.full(len(codes), 1.0 / len(codes))
 
     def _effect_moments(
         self, condition: Condition, codes: np.ndarray, weights: np.ndarray

@@ -85,7 +85,7 @@ class ReportMixin(EvaluationMixin, PredictiveCheckMixin):
         """
         self._require_flow("write a report")
         self._require_adata("write a report")
-        path = _writable(Path(path))
+        path = writable(Path(path))
         conditions, skipped = self._evaluated(real, n_de, seed, show_progress)
         page = Page(title)
         page.text(
@@ -207,7 +207,7 @@ class ReportMixin(EvaluationMixin, PredictiveCheckMixin):
         page.figures((pl.support(self.support(), show=False), "Training cells; white: never trained on."))
 
 
-def _writable(path: Path) -> Path:
+def writable(path: Path) -> Path:
     """The path of a file that can be written; else an error, before anything is worked out."""
     if not path.parent.is_dir():
         raise FileNotFoundError(f"There is no folder {str(path.parent)!r} to write the report into: make it first.")

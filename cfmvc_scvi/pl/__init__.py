@@ -12,6 +12,7 @@ tables as the DataFrames that the model returns.
 """
 
 from cfmvc_scvi.pl._cells import embedding, spatial_gene, velocity
+from cfmvc_scvi.pl._comparison import interaction, similarity
 from cfmvc_scvi.pl._criticism import posterior_predictive_check
 from cfmvc_scvi.pl._effects import coefficients, effects, perturbation_map
 from cfmvc_scvi.pl._expression import delta, gene_distributions, mean_expression
@@ -27,9 +28,11 @@ __all__ = [
     "embedding",
     "forest",
     "gene_distributions",
+    "interaction",
     "mean_expression",
     "perturbation_map",
     "posterior_predictive_check",
+    "similarity",
     "spatial_gene",
     "support",
     "training_curves",
