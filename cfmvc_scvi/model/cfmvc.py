@@ -18,6 +18,7 @@ from cfmvc_scvi.flow import get_coupling
 from cfmvc_scvi.model.data_module import check_registry
 from cfmvc_scvi.model.persist import PersistenceMixin
 from cfmvc_scvi.model.programs import ProgramMixin
+from cfmvc_scvi.model.rank import RankingMixin
 from cfmvc_scvi.model.report import ReportMixin
 from cfmvc_scvi.model.represent import RepresentationMixin
 from cfmvc_scvi.model.resources import ResourceMixin
@@ -40,6 +41,7 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
     SampleEffectMixin,
     TrajectoryMixin,
     ScreenMixin,
+    RankingMixin,
     GenerationMixin,
     ProgramMixin,
     PersistenceMixin,
