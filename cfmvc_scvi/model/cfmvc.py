@@ -16,6 +16,7 @@ from cfmvc_scvi._constants import AUTO, CFMVC_KEYS
 from cfmvc_scvi._messages import shortened, unknown_choice
 from cfmvc_scvi.flow import get_coupling
 from cfmvc_scvi.model.data_module import check_registry
+from cfmvc_scvi.model.design import DesignMixin
 from cfmvc_scvi.model.persist import PersistenceMixin
 from cfmvc_scvi.model.programs import ProgramMixin
 from cfmvc_scvi.model.rank import RankingMixin
@@ -40,6 +41,7 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
     ReportMixin,
     SampleEffectMixin,
     TrajectoryMixin,
+    DesignMixin,
     ScreenMixin,
     RankingMixin,
     GenerationMixin,
