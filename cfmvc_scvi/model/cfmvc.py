@@ -19,6 +19,7 @@ from cfmvc_scvi.model.data_module import check_registry
 from cfmvc_scvi.model.design import DesignMixin
 from cfmvc_scvi.model.persist import PersistenceMixin
 from cfmvc_scvi.model.programs import ProgramMixin
+from cfmvc_scvi.model.query import QueryMixin
 from cfmvc_scvi.model.rank import RankingMixin
 from cfmvc_scvi.model.report import ReportMixin
 from cfmvc_scvi.model.represent import RepresentationMixin
@@ -36,6 +37,7 @@ FLOW_SOURCES = ("control", "noise")
 
 class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools' mixins and ours: ours come first
     TrainingMixin,
+    QueryMixin,
     ResourceMixin,
     RepresentationMixin,
     ReportMixin,
