@@ -119,7 +119,7 @@ class RankingMixin(AimMixin, EffectMixin):
           per 10,000 and in units of the latent; NaN where no cells were predicted. Below about 0 nothing is left to
           explain;
         - ``lower``, ``upper``: interval of ``energy_genes``, and ``probability_best``, how often the candidate is the
-          nearest of those compared, over resamples of the cells. They cover that cells are few, and nothing of the
+          nearest of those compared, over resamples of the cells; equals share it. They cover that cells are few, and nothing of the
           model's own error;
         - ``effect_sd``: that error, as the root of the mean variance of the candidate's mean effect on the compared
           genes (:meth:`get_perturbation_effect`);
@@ -276,8 +276,8 @@ class RankingMixin(AimMixin, EffectMixin):
             rows[i] |= {"lower": lower, "upper": upper, "effect_sd": float(np.sqrt((sd**2).mean()))}
             resampled.append(energy[1:])
         table = pd.DataFrame.from_dict(rows, orient="index")
-        nearest = np.stack(resampled).argmin(axis=0)
-        table.insert(4, "probability_best", np.bincount(nearest, minlength=len(best)) / len(nearest))
+        nearest = np.stack(resampled) == np.min(resampled, axis=0)
+        table.insert(4, "probability_best", (nearest / nearest.sum(axis=0)).mean(axis=1))  # ties are shared
         return table
 
     def _effect_sd(self, condition: Condition, start: SourceCells, effect: np.ndarray) -> np.ndarray:

@@ -113,3 +113,17 @@ def test_candidates_that_do_not_fit_are_refused(trained, fresh):
         trained.rank_perturbations(target=cells, perturbations="control")
     with pytest.raises(ValueError, match="`n_best` is 0"):
         trained.rank_perturbations(target=cells, n_best=0)
+
+
+def test_equals_share_the_probability(simulate, build, fit):
+    """Perturbations with one vector cannot be told apart."""
+    adata = simulate(n_cells=400, n_pairs=0)
+    vectors = adata.uns["perturbation_embedding"].copy()
+    vectors.loc["P2"] = vectors.loc["P1"]
+    adata.uns["vectors"] = vectors
+    model = fit(build(adata, {"perturbation_embedding_key": "vectors"}))
+    cells = under(adata, "P3")
+    with pytest.warns(UserWarning, match="target cells were trained on"):
+        table = model.rank_perturbations(target=cells, perturbations=["P1", "P2"], n_resamples=50)
+    chance = table.set_index("perturbation")["probability_best"]
+    assert chance["P1"] == chance["P2"] > 0 and chance.sum() == pytest.approx(1.0)
