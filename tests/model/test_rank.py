@@ -122,7 +122,7 @@ def test_equals_share_the_probability(simulate, build, fit):
     vectors.loc["P2"] = vectors.loc["P1"]
     adata.uns["vectors"] = vectors
     model = fit(build(adata, {"perturbation_embedding_key": "vectors"}))
-    cells = under(adata, "P3")
+    cells = under(adata, "P1")
     with pytest.warns(UserWarning, match="target cells were trained on"):
         table = model.rank_perturbations(target=cells, perturbations=["P1", "P2"], n_resamples=50)
     chance = table.set_index("perturbation")["probability_best"]
