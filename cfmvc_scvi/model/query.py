@@ -66,8 +66,8 @@ class QueryMixin(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-t
         else. Here most of the rows are found in closed form, so the model is ready when it is returned, in seconds;
         there is nothing to train.
 
-        - **Frozen**: every weight of the reference. Its latents, its flow, and so the latent path of what it could
-          predict before stay as they were.
+        - **Frozen**: everything that the reference learned. Its latents stay as they were to the bit, its decoder and
+          flow to rounding (offsets of batches are centred anew), and with them the latent path of what it predicted.
         - **A new batch** needs control cells of a cell type that was trained on: its offsets in encoder and decoder and
           its technical prior are set from them (:func:`~cfmvc_scvi.module.extend.set_batch`). Without such cells it is
           an average batch, which is logged.

@@ -119,8 +119,8 @@ class RankingMixin(AimMixin, EffectMixin):
           per 10,000 and in units of the latent; NaN where no cells were predicted. Below about 0 nothing is left to
           explain;
         - ``lower``, ``upper``: interval of ``energy_genes``, and ``probability_best``, how often the candidate is the
-          nearest of those compared, over resamples of the cells; equals share it. They cover that cells are few, and nothing of the
-          model's own error;
+          nearest of those compared, over resamples of the cells; equals share it. They cover that cells are few, and
+          nothing of the model's own error;
         - ``effect_sd``: that error, as the root of the mean variance of the candidate's mean effect on the compared
           genes (:meth:`get_perturbation_effect`);
         - ``mean_distance``, ``cosine``: root mean square difference over all genes between mean effect and wanted
