@@ -48,6 +48,7 @@ STATE: Final[dict[str, Any]] = {
     "split_": None,
     "dose_response_": None,
     "calibration_": None,
+    "adapted_": False,
 }
 #: What each stage makes anew, and the values until then.
 MADE_ANEW: Final[dict[str, dict[str, Any]]] = {
@@ -82,6 +83,8 @@ class ModelBase(BaseModelClass):
         Parameters of the dose-response curve of every perturbation.
     calibration_
         What decoded changes are corrected to.
+    adapted_
+        Whether the model took in further data (:meth:`~cfmvc_scvi.CFMVC.load_query_data`).
     """
 
     _module_cls: ClassVar[type[CFMVCModule]] = CFMVCModule
@@ -98,6 +101,7 @@ class ModelBase(BaseModelClass):
     split_: list[np.ndarray] | None
     dose_response_: dict[str, dict[str, float]] | None
     calibration_: Calibration | None
+    adapted_: bool
     init_params_: dict[str, Any]
     history_: dict[str, pd.DataFrame] | None
 
@@ -274,6 +278,13 @@ class ModelBase(BaseModelClass):
                 "gets its data by `train(datamodule=...)`."
             )
         return self._registered
+
+    def _require_not_adapted(self, task: str) -> None:
+        if self.adapted_:
+            raise RuntimeError(
+                f"This model is of `load_query_data`, and its registered cells are a part of what it stands on: it "
+                f"cannot {task}. Call `load_query_data` again, with all further cells, or train a model of all cells."
+            )
 
     def _require_vae(self, task: str) -> None:
         if not self.is_vae_trained_:

@@ -67,6 +67,7 @@ GALLERY = {
     "quickstart": ("Hold out a cell type's response to interferon-β, predict it, compare.", 1),
     "trust": ("Baselines, ceiling, support, intervals and the report, on two hidden cell types.", 1),
     "crispr_screen": ("The map of a screen, effect programs, genes, and targets that were never cut.", 4),
+    "next_experiment": ("Which knock-out made these cells, what to cut next, and its cells taken in.", 1),
     "combinations_and_doses": ("Pairs and doses that were not measured, with known truth; many conditions at once.", 1),
     "from_disk": ("Files brought together, trained on from disk; effects of a whole screen into a file.", 1),
     "spatial": ("Coordinates as context: an effect that depends on place, simulated on real tissue.", 3),

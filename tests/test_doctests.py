@@ -15,6 +15,9 @@ import cfmvc_scvi
 #: Objects whose examples are not run, each with the reason. Every other example of the package is.
 NOT_RUN = {
     "cfmvc_scvi.model.cfmvc.CFMVC": "trains a model of a user's own cells; tutorials/quickstart.ipynb runs the same",
+    "cfmvc_scvi.model.design.DesignMixin.suggest_experiments": "asks a trained model; tests/model/test_design.py does",
+    "cfmvc_scvi.model.query.QueryMixin.load_query_data": "asks a trained model; tests/model/test_query.py does",
+    "cfmvc_scvi.model.rank.RankingMixin.rank_perturbations": "asks a trained model; tests/model/test_rank.py does",
 }
 
 

@@ -45,6 +45,7 @@ READS = {
     "quickstart": "kang2018",
     "trust": "kang2018",
     "crispr_screen": "papalexi2021",
+    "next_experiment": "papalexi2021",
     "combinations_and_doses": None,
     "from_disk": None,
     "spatial": "wang2018_starmap",

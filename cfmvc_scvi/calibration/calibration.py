@@ -104,7 +104,7 @@ class Calibration:
         if len(populations) and vocabulary.has_embedding:
             composition = Composition.fit(effects, populations.mean0)
             process = EffectGP(composition.with_column).fit(composition.split(effects))
-            reach = VectorReach.fit(process, effects, seed)
+            reach = VectorReach.fit(process, effects, seed=seed)
         elif len(populations):
             process = EffectGP(populations.mean0).fit(effects)
         rng = np.random.default_rng(seed)

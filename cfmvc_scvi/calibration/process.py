@@ -66,6 +66,11 @@ class MeanEffects:
         members = self.members.take(rows)
         return replace(self, effect=effect, variance=variance, members=members, context=context, freedom=freedom)
 
+    def at_genes(self, genes: np.ndarray) -> MeanEffects:
+        """The same populations with these genes alone."""
+        freedom = None if self.freedom is None else self.freedom[:, genes]
+        return replace(self, effect=self.effect[:, genes], variance=self.variance[:, genes], freedom=freedom)
+
     def to_saved(self) -> dict[str, Any]:
         """Plain containers that :meth:`from_saved` reads back."""
         own = {name: getattr(self, name) for name in ("effect", "variance", "context", "freedom")}
@@ -202,6 +207,12 @@ class EffectGP:
         level = hyper["slope"] * state["x"][context] * (by_context * state["x"]).sum(axis=0)
         strength = float(np.linalg.norm(members.sum(axis=0, dtype=np.float64)))
         return smooth + level + hyper["mean_slope"] * state["x"][context] * strength
+
+    def at_genes(self, genes: np.ndarray) -> EffectGP:
+        """The fitted process of these genes alone."""
+        state = {name: self.state[name] for name in ("context", "distance")}
+        state |= {name: self.state[name][..., genes] for name in ("amplitude", "x", "weights")}
+        return replace(self, profiles=self.profiles[:, genes], state=state)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain containers that :meth:`from_dict` reads back."""

@@ -86,7 +86,13 @@ class EffectError:
         return process + noise, freedom
 
 
-def effect_error(gp: EffectGP, data: MeanEffects, queries: Conditions, misfit: Misfit | None = None) -> EffectError:
+def effect_error(
+    gp: EffectGP,
+    data: MeanEffects,
+    queries: Conditions,
+    misfit: Misfit | None = None,
+    genes: np.ndarray | None = None,
+) -> EffectError:
     r"""Effects of perturbation vectors in contexts by the process, and the covariance of their errors.
 
     The process predicts a weighted sum of the observed effects, :math:`\hat w = m_* + A^\top (y - m)` with
@@ -114,30 +120,34 @@ def effect_error(gp: EffectGP, data: MeanEffects, queries: Conditions, misfit: M
         The conditions asked for.
     misfit
         What the kernel lacks; ``None`` is nothing.
+    genes
+        Places of the genes that are asked for; ``None`` is all.
     """
     sizes = torch.from_numpy((Misfit.none() if misfit is None else misfit).sizes(data))
+    if genes is not None:
+        sizes, gp, data = sizes[:, genes], gp.at_genes(genes), data.at_genes(genes)
     near = related(data, queries)
     solver, sharing = QuerySolver(gp, near, queries), shared_parts(near, queries)
     n, k = len(near.effect), len(queries.context)
     theta, own = as_theta(gp.hyper), torch.eye(k, dtype=torch.float64)
     means, processes, noises, roots = [], [], [], []
-    for genes in gene_slices(data.effect.shape[1], (n + k) ** 2 if solver.space is None else (n + k) * k, BLOCK):
-        prior, shared, weights = solver.solve(theta, genes)
-        before, residual = solver.means(genes)
+    for here in gene_slices(data.effect.shape[1], (n + k) ** 2 if solver.space is None else (n + k) * k, BLOCK):
+        prior, shared, weights = solver.solve(theta, here)
+        before, residual = solver.means(here)
         means.append(before + (weights.mT @ residual[..., None]).squeeze(-1))
-        noise = solver.variance(genes)[..., None]
+        noise = solver.variance(here)[..., None]
         inner = weights.mT @ (shared - (gp.hyper["noise"] * noise + JITTER) * weights)
         mixed = weights.mT @ shared
         process = prior - mixed - mixed.mT + inner
         left = torch.cat([-weights, own.expand(len(weights), k, k)], dim=1)
-        for (group, length), size in zip(sharing, sizes[:, genes], strict=True):
+        for (group, length), size in zip(sharing, sizes[:, here], strict=True):
             summed = left.new_zeros(len(left), int(group.max()) + 1, k).index_add_(1, group, length[:, None] * left)
             process = process + size[:, None, None] * (summed.mT @ summed)
         processes.append(process)
         noises.append(max(gp.hyper["noise"], 1.0) * (weights.mT @ (noise * weights)))
         if near.freedom is not None:
             parts = max(gp.hyper["noise"], 1.0) * noise * weights**2
-            root = torch.from_numpy(near.freedom[:, genes].T.astype(np.float64) ** -0.5)[..., None]
+            root = torch.from_numpy(near.freedom[:, here].T.astype(np.float64) ** -0.5)[..., None]
             roots.append((parts * root).sum(dim=1) / parts.sum(dim=1).clamp_min(1e-30))
     freedom = None
     if roots:

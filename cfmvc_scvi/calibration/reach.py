@@ -70,10 +70,11 @@ class VectorReach:
     distance: np.ndarray
 
     @classmethod
-    def fit(cls, process: EffectGP, effects: MeanEffects, seed: int = 0) -> VectorReach:
-        """Of a process that was fitted to populations with these effects."""
-        index = np.sort(effects.members.index, axis=1)
-        kind = np.unique(index, axis=0, return_inverse=True)[1].ravel()
+    def fit(cls, process: EffectGP, effects: MeanEffects, kind: np.ndarray | None = None, seed: int = 0) -> VectorReach:
+        """Of a process that was fitted to populations with these effects; ``kind`` is by the table of vectors if None."""
+        if kind is None:
+            index = np.sort(effects.members.index, axis=1)
+            kind = np.unique(index, axis=0, return_inverse=True)[1].ravel()
         if len(kind) > _MOST:
             order = np.random.default_rng(seed).permutation(kind.max() + 1)
             sizes = np.bincount(kind)[order]

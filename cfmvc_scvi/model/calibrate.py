@@ -37,9 +37,10 @@ class CalibrationMixin(ModelBase):
         ValueError
             For an unknown estimator.
         RuntimeError
-            When the flow is not trained, or the model was loaded without data.
+            When the flow is not trained, or the model was loaded without data, or made by :meth:`load_query_data`.
         """
         self._require_flow("be calibrated")
+        self._require_not_adapted("be calibrated")
         self._require_adata("calibrate it")
         cache = self._latents()
         self.calibration_ = self._fit_calibration(cache, self._populations(cache), estimator=estimator, spread=spread)

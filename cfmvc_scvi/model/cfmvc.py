@@ -17,8 +17,11 @@ from cfmvc_scvi._messages import shortened, unknown_choice
 from cfmvc_scvi.flow import get_coupling
 from cfmvc_scvi.model.compare import ComparisonMixin
 from cfmvc_scvi.model.data_module import check_registry
+from cfmvc_scvi.model.design import DesignMixin
 from cfmvc_scvi.model.persist import PersistenceMixin
 from cfmvc_scvi.model.programs import ProgramMixin
+from cfmvc_scvi.model.query import QueryMixin
+from cfmvc_scvi.model.rank import RankingMixin
 from cfmvc_scvi.model.report import ReportMixin
 from cfmvc_scvi.model.represent import RepresentationMixin
 from cfmvc_scvi.model.resources import ResourceMixin
@@ -36,6 +39,7 @@ FLOW_SOURCES = ("control", "noise")
 
 class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools' mixins and ours: ours come first
     TrainingMixin,
+    QueryMixin,
     ResourceMixin,
     RepresentationMixin,
     ReportMixin,
@@ -43,7 +47,9 @@ class CFMVC(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-tools'
     ComparisonMixin,
     SampleEffectMixin,
     TrajectoryMixin,
+    DesignMixin,
     ScreenMixin,
+    RankingMixin,
     GenerationMixin,
     ProgramMixin,
     PersistenceMixin,

@@ -143,6 +143,7 @@ class DataModuleMixin(ModelBase):
 
     def _data_for(self, task: str, datamodule: CountsDataModule | None) -> AnnData:
         """The registered data; those of a data module, where one is given, become it."""
+        self._require_not_adapted(task)
         if datamodule is not None and (self._registered is None or self._registered is not datamodule.adata):
             self._attach(datamodule)
         return self._require_adata(task)

@@ -147,11 +147,16 @@ class EffectMixin(RequestMixin, SupportMixin):
         if condition.is_control:
             zero = np.zeros(self._calibration.state.profiles.shape[1])
             return zero, zero, np.full_like(zero, np.inf)
-        estimate = self._calibration.mean_effects(condition, codes, default_solver())
+        estimate = weights @ self._calibration.mean_effects(condition, codes, default_solver())
+        return estimate, *self._effect_variance(condition, codes, weights, estimate)
+
+    def _effect_variance(
+        self, condition: Condition, codes: np.ndarray, weights: np.ndarray, estimate: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Variance and its degrees of freedom (n_genes,) of an estimate, averaged over cell types."""
         error = self._calibration.effect_error(condition, codes)
         variance, freedom = error.averaged(weights)
-        disagreement = weights @ (estimate - error.mean)
-        return weights @ estimate, variance + disagreement**2, freedom
+        return variance + (estimate - weights @ error.mean) ** 2, freedom
 
     def _codes_with_controls(self, labels: str | Sequence[str] | None) -> np.ndarray:
         """Codes of the cell types asked for, which must have control cells in training; ``None`` is all that have."""

@@ -48,6 +48,21 @@ class Members:
         """The conditions at these rows."""
         return Members(self.index[rows], self.weight[rows], self.table, self.n_features)
 
+    def joined(self, other: Members) -> Members:
+        """These conditions and then others; of unit vectors, the others may have more features."""
+        most = max(self.index.shape[1], other.index.shape[1])
+        shift = 0 if self.table is None else len(self.table)
+
+        def wide(values: np.ndarray, fill: float) -> np.ndarray:
+            return np.pad(values, ((0, 0), (0, most - values.shape[1])), constant_values=fill)
+
+        moved = np.where(other.index < 0, -1, other.index + shift)
+        index = np.concatenate([wide(self.index, -1), wide(moved, -1)])
+        weight = np.concatenate([wide(self.weight, 0), wide(other.weight, 0)])
+        tables = [one.table for one in (self, other) if one.table is not None]
+        table = np.concatenate(tables) if len(tables) == 2 else None
+        return Members(index.astype(np.int32), weight, table, max(self.n_features, other.n_features))
+
     def compact(self) -> Members:
         """The same conditions with a table of the vectors that are in use."""
         if self.table is None:

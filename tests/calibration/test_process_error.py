@@ -149,3 +149,12 @@ def test_blocks_of_genes_change_nothing(gp, populations, monkeypatch):
     parts = effect_error(gp, populations, own(populations))
     np.testing.assert_allclose(parts.mean, whole.mean)
     np.testing.assert_allclose(parts.process, whole.process)
+
+
+def test_some_genes_have_the_errors_they_have_among_all(gp, populations):
+    queries = asked([[0.0, 1.0], [1.0, 0.5]], [3, 1])
+    every, genes = effect_error(gp, populations, queries, WIDE), np.array([1, 4, 7])
+    some = effect_error(gp, populations, queries, WIDE, genes)
+    np.testing.assert_allclose(some.mean, every.mean[:, genes])
+    np.testing.assert_allclose(some.process, every.process[genes])
+    np.testing.assert_allclose(some.noise, every.noise[genes])

@@ -126,3 +126,14 @@ def test_single_perturbations_and_control_have_no_pairs():
     two = np.random.default_rng(7).normal(size=(5, 2, 4))
     np.testing.assert_allclose(pair_overlap(products(one, two)), 0.0, atol=1e-12)
     np.testing.assert_array_equal(pair_overlap(products(np.zeros((1, 2, 4)), two)), np.zeros((1, 5)))
+
+
+def test_joined_conditions_are_both():
+    first = Members(np.array([[0, 1], [1, -1]]), np.array([[1, 0.5], [1, 0]], dtype=np.float32), None, 2)
+    second = Members(np.array([[2]]), np.ones((1, 1), dtype=np.float32), None, 3)
+    both = first.joined(second)
+    assert both.n_features == 3
+    np.testing.assert_array_equal(both.sums().toarray(), [[1, 0.5, 0], [0, 1, 0], [0, 0, 1]])
+    table = np.array([[1.0, 2.0], [3.0, 4.0]])
+    dense = Members(np.array([[1]]), np.ones((1, 1), dtype=np.float32), table, 2)
+    np.testing.assert_array_equal(dense.joined(dense).sums(), [[3, 4], [3, 4]])
