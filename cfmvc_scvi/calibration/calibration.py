@@ -127,12 +127,11 @@ class Calibration:
 
     def reach(self, condition: Condition) -> np.ndarray:
         """Part that is kept of what every member's vector tells, (n_members,): 1 for those that were measured."""
-        found = np.ones(len(condition.members))
-        if self.state.reach is not None:
+        found, reach = np.ones(len(condition.members)), self.state.reach
+        if reach is not None:
             for place in np.flatnonzero(~self.vocabulary.measured(condition)):
                 vector = self.vocabulary.encode_members([condition])[0, place]
-                key = ("reach", vector.tobytes())
-                found[place] = self._remember(key, lambda: self.state.reach.of(vector))  # noqa: B023
+                found[place] = self._remember(("reach", vector.tobytes()), lambda: reach.of(vector))  # noqa: B023
         return found
 
     def encode(self, condition: Condition) -> np.ndarray:

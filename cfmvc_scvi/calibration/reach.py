@@ -71,7 +71,10 @@ class VectorReach:
 
     @classmethod
     def fit(cls, process: EffectGP, effects: MeanEffects, kind: np.ndarray | None = None, seed: int = 0) -> VectorReach:
-        """Of a process that was fitted to populations with these effects; ``kind`` is by the table of vectors if None."""
+        """Of a process that was fitted to populations with these effects.
+
+        ``kind`` is a number for each perturbation; ``None``: they differ by their places in the table of vectors.
+        """
         if kind is None:
             index = np.sort(effects.members.index, axis=1)
             kind = np.unique(index, axis=0, return_inverse=True)[1].ravel()
