@@ -9,6 +9,7 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from exchange import CONTROL, Clock, read_fold, write_predictions
 from gears import GEARS, PertData
 
@@ -19,7 +20,9 @@ if not any("+" in perturbation for perturbation in fold.cells["perturbation"]):
 names = fold.cells["perturbation"].to_numpy()
 condition = ["ctrl" if name == CONTROL else name if "+" in name else f"{name}+ctrl" for name in names]
 obs = pd.DataFrame({"condition": condition, "cell_type": "cell"}, index=fold.cells.index.astype(str))
-adata = ad.AnnData(fold.lognorm(), obs=obs.astype("category"), var=pd.DataFrame({"gene_name": fold.genes}))
+adata = ad.AnnData(
+    sp.csr_matrix(fold.lognorm()), obs=obs.astype("category"), var=pd.DataFrame({"gene_name": fold.genes})
+)
 adata.var_names = fold.genes
 data = PertData(str(folder))
 data.new_data_process(dataset_name="fold", adata=adata)

@@ -149,17 +149,26 @@ def merged(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
 # ---- summary --------------------------------------------------------------------------------------------------------
 
 
+def own_rows(paths: Sequence[Path]) -> pd.DataFrame:
+    """Rows of this package: of the suite, and of the benchmark on Kang, whose folds are the suite's."""
+    kang = pd.read_csv(suite.RESULTS / "kang.csv").rename(columns={v: k for k, v in suite.protocol.COLUMNS.items()})
+    kang = kang.assign(task="kang", condition=kang["fold"])
+    found = pd.concat(map(pd.read_csv, paths), ignore_index=True)
+    return found if "kang" in set(found["task"]) else pd.concat([found, kang], ignore_index=True)
+
+
 def summarise(peers: pd.DataFrame, ours: pd.DataFrame) -> None:
     """Print each task: peers, this package and the best simple baseline of every column, on the same conditions."""
     for name in peers["task"].unique():
         ran = peers[(peers["task"] == name) & peers["failed"].isna()]
-        mine = ours[(ours["task"] == name) & (ours["seed"].isin(ran["seed"]) if len(ran) else True)]
-        columns = [
-            column for column in [*suite.COLUMNS, *suite.SCREEN] if column in mine and mine[column].notna().any()
-        ]
+        mine = ours[(ours["task"] == name) & ours["seed"].isin(ran["seed"]) & ours["condition"].isin(ran["condition"])]
+        if ran.empty:
+            continue
         both = pd.concat([ran, mine], ignore_index=True)
+        columns = [column for column in [*suite.COLUMNS, *suite.SCREEN] if mine[column].notna().any()]
         table = both.groupby("method", sort=False)[columns].mean()
-        simple = table.drop(index=[row for row in [*suite.NOT_SIMPLE, *ran["method"].unique()] if row in table.index])
+        not_simple = {*suite.NOT_SIMPLE, *ran["method"], "decoder ceiling"}
+        simple = table.drop(index=[row for row in table.index if row in not_simple])
         shown = table.loc[[row for row in table.index if row not in simple.index]].copy()
         if len(simple):
             signed = simple * [suite.better(column) for column in columns]
@@ -192,7 +201,7 @@ def main() -> None:
             for table in rows(peer, name, options):
                 found = merged(found, table).reindex(columns=COLUMNS)
                 found.to_csv(options.out, index=False, float_format="%.5g")
-    summarise(found, pd.concat(map(pd.read_csv, options.ours), ignore_index=True))
+    summarise(found, own_rows(options.ours))
 
 
 if __name__ == "__main__":
