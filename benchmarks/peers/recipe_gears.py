@@ -1,6 +1,7 @@
 """GEARS as in its README, on combinations of genes; run in an environment of its own.
 
-``PertData`` reads the gene ontology of all genes, which it downloads where its folder does not have it.
+``PertData`` reads the gene ontology of all genes, which it downloads where its folder does not have it. Without a
+network it ends there: what follows that line is untried.
 """
 
 import sys

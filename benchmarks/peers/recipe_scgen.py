@@ -1,7 +1,7 @@
 """scGen as in its tutorial: 100 epochs of batches of 32, patience 25; run in an environment of its own.
 
 This is the original in torch. pertpy 1.0.3's port to JAX runs too, but it sums the squared error over the batch, has
-no batch norm in its decoder, and took ten times as long.
+no batch norm in its decoder, and took nearly three times as long.
 
 Predictions are decoded cells. "Change on the cell" adds to each control cell what the latent shift changes in its
 reconstruction, so that the error of the reconstruction is left out.

@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--folds", nargs="+", default=None, help="names of folds; default: all")
     parser.add_argument("--envs", type=Path, default=HERE / "scratch", help="folder of the environments")
-    parser.add_argument("--budget", type=float, default=180.0, help="processor seconds of one training")
+    parser.add_argument("--budget", type=float, default=100.0, help="processor seconds of one training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--confirm", action="store_true", help="the conditions that nothing was chosen on")
     parser.add_argument("--out", type=Path, default=OUT, help="CSV; rows of the same peer, task and condition go")
