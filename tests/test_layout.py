@@ -112,6 +112,7 @@ TESTED_ELSEWHERE = {
 OF_THE_WHOLE = {
     "flow/test_gaussian.py": "the flow between two Gaussians, whose solution is known",
     "metrics/test_kang_protocol.py": "the metrics together, on measured cells",
+    "metrics/test_peers.py": "the benchmark of other methods",
     "metrics/test_suite.py": "the benchmark over all kinds of tasks",
     "model/test_generative.py": "what stage 1 learns of simulated truths",
     "model/test_memory.py": "what a model holds on to",
