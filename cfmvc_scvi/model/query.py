@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 from anndata import AnnData
-from scvi import REGISTRY_KEYS
+from scvi import REGISTRY_KEYS, settings
 
 from cfmvc_scvi._arguments import cells_of
 from cfmvc_scvi._base import single_precision
@@ -211,6 +212,7 @@ class QueryMixin(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-t
                 f"{shortened(lacking)}: new cell types without control cells. Give control cells of them, or leave "
                 "these cells out."
             )
+        stray = self._without_controls(found, labels, labels[control])
         new_types, of_type = range(n_before, len(self.cell_types)), labels[control]
         like = [reference._nearest_type(cells.take(control[of_type == code])) for code in new_types]
         take_over(self.module, reference.module.state_dict(), like)
@@ -227,7 +229,7 @@ class QueryMixin(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-t
                     f"New batch {self.batches[code]!r} has no control cells of a trained cell type: it is taken for an "
                     "average batch."
                 )
-        self.split_ = [np.arange(adata.n_obs), np.zeros(0, dtype=int), np.zeros(0, dtype=int)]
+        self.split_ = [np.flatnonzero(~stray), np.zeros(0, dtype=int), np.flatnonzero(stray)]
         self.train_indices, self.validation_indices, self.test_indices = self.split_
         cache = self._latents()
         self._learn_columns(cache, reference.vocabulary.n_features)
@@ -239,6 +241,30 @@ class QueryMixin(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-t
         )
         self._add_to_record(cache)
         self.adapted_ = True
+
+    def _without_controls(self, found: Any, labels: np.ndarray, of_controls: np.ndarray) -> np.ndarray:
+        """Perturbed cells whose type has no control cells among the further cells, with a warning; (n_cells,)."""
+        stray = (found.code != 0) & ~np.isin(labels, of_controls)
+        if not stray.any():
+            return stray
+        names = [self.cell_types[code] for code in np.unique(labels[stray])]
+        usable = {member for code in np.unique(found.code[~stray]) for member in found.conditions[code].members}
+        trained = {member for (members, _), _ in self._conditions_of_training for member in members}
+        asked = {member for code in np.unique(found.code[stray]) for member in found.conditions[code].members}
+        lost = [] if self.vocabulary.has_embedding else sorted(asked - usable - trained)
+        if lost:
+            raise ValueError(
+                f"{shortened(lost)}: new perturbations all of whose cells are of types without control cells among the "
+                f"further cells ({shortened(names)}), so there is nothing to measure them from. Give control cells of "
+                "these types, or leave the perturbed ones out."
+            )
+        warnings.warn(
+            f"{int(stray.sum())} perturbed cells are left aside: there are no control cells of their types "
+            f"({shortened(names)}) among the further cells, which effects would be measured from.",
+            UserWarning,
+            stacklevel=settings.warnings_stacklevel,
+        )
+        return stray
 
     def _nearest_type(self, cells: Any) -> int:
         """Code of the trained cell type whose control profile correlates best with the mean of some cells."""
@@ -253,7 +279,7 @@ class QueryMixin(  # pyright: ignore[reportIncompatibleMethodOverride]  # scvi-t
         if p.table is not None or p.n_features == n_trained:
             return
         is_new = np.asarray((p.index >= n_trained).any(axis=1))
-        rows = np.flatnonzero(is_new[cache.condition])
+        rows = np.intersect1d(np.flatnonzero(is_new[cache.condition]), self._fitted_rows)
         pairs = PairLoader(
             cache.flow_data(self.module.flow_center.cpu(), self.module.flow_scale.cpu(), p),
             rows,

@@ -147,3 +147,22 @@ def test_new_perturbations_at_doses_and_without_vectors_are_refused(simulate, bu
     renamed.obs["perturbation"] = renamed.obs["perturbation"].cat.rename_categories({"P3": "other"})
     with pytest.raises(ValueError, match="Unknown perturbation 'other'"):
         CFMVC.load_query_data(renamed, model)
+
+
+def test_perturbed_cells_without_controls_of_their_type_are_left_aside(parts, reference):
+    obs = parts[1].obs
+    of_type1 = (obs["cell_type"] == "type1").to_numpy()
+    known = obs["perturbation"].isin(["control", "P1"]).to_numpy()
+    stray = of_type1 & (obs["perturbation"] == "P1").to_numpy()
+    cells = parts[1][known & ~(of_type1 & (obs["perturbation"] == "control").to_numpy())].copy()
+    with pytest.warns(UserWarning, match=f"{int(stray.sum())} perturbed cells are left aside.*type1"):
+        query = CFMVC.load_query_data(cells, reference)
+    before = dict(zip(reference.trained_conditions_, reference.trained_cells_, strict=True))
+    after = dict(zip(query.trained_conditions_, query.trained_cells_, strict=True))
+    key = ((("P1",), (1.0,)), query.cell_types.index("type1"))
+    assert stray.sum() > 0 and after[key] == before[key]
+    lost = parts[1][
+        (~of_type1 & (obs["perturbation"] == "control").to_numpy()) | (of_type1 & (obs["perturbation"] == "P4"))
+    ]
+    with pytest.raises(ValueError, match=r"P4.*: new perturbations all of whose cells are of types without control"):
+        CFMVC.load_query_data(lost.copy(), reference)
