@@ -262,3 +262,18 @@ def test_trained_models_can_be_pickled(trained, cells):
     copy = pickle.loads(pickle.dumps(trained))
     np.testing.assert_array_equal(copy.predict_perturbation(cells, "P1").X, trained.predict_perturbation(cells, "P1").X)
     np.testing.assert_array_equal(copy.get_latent_representation(), trained.get_latent_representation())
+
+
+def test_hub_takes_the_folder(trained, tmp_path):
+    hub = pytest.importorskip("huggingface_hub", exc_type=ImportError)
+    from scvi.hub import HubMetadata, HubModel
+
+    folder = tmp_path / "model"
+    trained.save(folder, save_anndata=True)
+    metadata = HubMetadata("1.4", "0.12", "CFMVC", model_parent_module="cfmvc_scvi")
+    HubModel(str(folder), metadata=metadata, model_card=hub.ModelCard("---\nlicense: mit\n---\nCells.")).save(
+        overwrite=True
+    )
+    shared = HubModel(str(folder)).model
+    one, other = (m.predict_perturbation(perturbation="P1", indices=[0, 1, 2]).X for m in (trained, shared))
+    np.testing.assert_array_equal(one, other)
