@@ -131,9 +131,9 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
         - ``support_distance``: Euclidean distance of the condition's vector to the nearest one of training, control
           among them, in units of a perturbation's typical length: 0 for a trained one, 1 as far as a typical
           perturbation is from control;
-        - ``support_reach``, with vectors: the part that is kept of what the vector of a perturbation that was not
-          measured tells, 0.05 to 1 (:mod:`~cfmvc_scvi.calibration.reach`), 1 for those measured. Near 1 several
-          measured perturbations agree on it; near 0 it hangs on one, and the answer is near to no change;
+        - ``support_reach``, where perturbations have vectors: what is kept of the answer for a perturbation that was
+          not measured, from 0.05 to 1, and 1 for those measured. Near 1 several measured perturbations agree on it;
+          near 0 it hangs on a single one, and the answer is near to no change;
         - ``n_support``: training cells of this condition (at its dose) in this cell type. With few of them the answer
           leans on what is known of other perturbations, cell types and genes, and on no effect;
         - ``support_batch``, where the model has batches, and ``support_sample``, where it has samples and the cells say
