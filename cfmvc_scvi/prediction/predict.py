@@ -122,33 +122,35 @@ class PredictionMixin(RequestMixin, SupportMixin, LikeDataMixin):
 
         Returns
         -------
-        AnnData (n_conditions * n_cells [* n_samples], n_genes); with ``out``, its values stay on disk. ``obs`` has the
-        cells' own columns with the perturbation replaced, and
+        AnnData (n_conditions * n_cells [* n_samples], n_genes)
+            With ``out``, the values stay on disk. ``obs`` has the cells' own columns with the perturbation replaced,
+            and
 
-        - ``source_cell``: name of the cell that was perturbed;
-        - ``support``: ``"seen"`` (this perturbation in this cell type was trained on), ``"new context"`` (in others),
-          ``"new combination"`` (its members were, but not together), ``"new perturbation"`` (known by its vector);
-        - ``support_distance``: Euclidean distance of the condition's vector to the nearest one of training, control
-          among them, in units of a perturbation's typical length: 0 for a trained one, 1 as far as a typical
-          perturbation is from control;
-        - ``support_reach``, where perturbations have vectors: what is kept of the answer for a perturbation that was
-          not measured, from 0.05 to 1, and 1 for those measured. Near 1 several measured perturbations agree on it;
-          near 0 it hangs on a single one, and the answer is near to no change;
-        - ``n_support``: training cells of this condition (at its dose) in this cell type. With few of them the answer
-          leans on what is known of other perturbations, cell types and genes, and on no effect;
-        - ``support_batch``, where the model has batches, and ``support_sample``, where it has samples and the cells say
-          theirs: what was trained on in the batch that is decoded, and in the cell's sample. ``"seen"`` (this
-          perturbation in this cell type, beside controls), ``"controls only"`` (control cells of this type alone: the
-          answer comes from other batches or samples), ``"no controls"`` (no control cell of this type), ``"unknown"``
-          (nothing).
+            - ``source_cell``: name of the cell that was perturbed;
+            - ``support``: ``"seen"`` (this perturbation in this cell type was trained on), ``"new context"`` (in
+              others), ``"new combination"`` (its members were, but not together), ``"new perturbation"`` (known by its
+              vector);
+            - ``support_distance``: Euclidean distance of the condition's vector to the nearest one of training, control
+              among them, in units of a perturbation's typical length: 0 for a trained one, 1 as far as a typical
+              perturbation is from control;
+            - ``support_reach``, where perturbations have vectors: what is kept of the answer for a perturbation that
+              was not measured, from 0.05 to 1, and 1 for those measured. Near 1 several measured perturbations agree on
+              it; near 0 it hangs on a single one, and the answer is near to no change;
+            - ``n_support``: training cells of this condition (at its dose) in this cell type. With few of them the
+              answer leans on what is known of other perturbations, cell types and genes, and on no effect;
+            - ``support_batch``, where the model has batches, and ``support_sample``, where it has samples and the cells
+              say theirs: what was trained on in the batch that is decoded, and in the cell's sample. ``"seen"`` (this
+              perturbation in this cell type, beside controls), ``"controls only"`` (control cells of this type alone:
+              the answer comes from other batches or samples), ``"no controls"`` (no control cell of this type),
+              ``"unknown"`` (nothing).
 
-        A column of the cells that has one of these names is kept with the ending ``_of_source``. With several draws per
-        cell, ``draw`` numbers them.
+            A column of the cells that has one of these names is kept with the ending ``_of_source``. With several draws
+            per cell, ``draw`` numbers them.
 
-        ``obsm["X_cfmvc"]`` is the transported latent; ``uns["cfmvc"]`` the call, where ``carried_by`` has the weights
-        of the estimators of the mean effect, for every one of the ``perturbations``. Of ``"mean"`` and ``"counts"``,
-        the layer that was registered holds the same values as ``X``, so that the result can stand beside the real cells
-        (``anndata.concat``) and be given back to the model.
+            ``obsm["X_cfmvc"]`` is the transported latent; ``uns["cfmvc"]`` the call, where ``carried_by`` has the
+            weights of the estimators of the mean effect, for every one of the ``perturbations``. Of ``"mean"`` and
+            ``"counts"``, the layer that was registered holds the same values as ``X``, so that the result can stand
+            beside the real cells (``anndata.concat``) and be given back to the model.
 
         Warns
         -----
