@@ -19,7 +19,7 @@ from cfmvc_scvi._compat import parse_device
 from cfmvc_scvi._constants import CFMVC_KEYS
 from cfmvc_scvi._messages import shortened
 from cfmvc_scvi._types import obs_of
-from cfmvc_scvi.calibration.calibration import make_calibration
+from cfmvc_scvi.calibration import make_calibration
 from cfmvc_scvi.calibration.extend import extended
 from cfmvc_scvi.cells.latents import LatentCache
 from cfmvc_scvi.cells.pairs import PairLoader
