@@ -54,10 +54,11 @@ class ScreenReportMixin(ComparisonMixin):
     ) -> Path:
         """Write all conditions of a screen into one HTML page that needs nothing else to be opened.
 
-        A table that can be sorted and searched has one row for each condition: its training cells, its support, the
-        size of its effect on genes, the number of genes whose sign is sure, how well its measured effect is reproduced
-        by halves of its cells, and the genes that move most. Drawings show effect against cells, reliability, and the
-        strongest conditions and how alike they are. What was hidden from training is scored by :meth:`report`.
+        A table that can be sorted and searched has one row for each condition: its training cells, its support (with
+        the ``reach`` of the vector of a perturbation that was not measured), the size of its effect on genes, the
+        number of genes whose sign is sure, how well its measured effect is reproduced by halves of its cells, and the
+        genes that move most. Drawings show effect against cells, reliability, and the strongest conditions and how
+        alike they are. What was hidden from training is scored by :meth:`report`.
 
         Parameters
         ----------
@@ -129,9 +130,11 @@ class ScreenReportMixin(ComparisonMixin):
         strongest = np.lexsort((-np.abs(mean), ~sure))[:n_genes]
         genes = [f"{self._var_names[i]} {mean[i]:+.2f}{'' if sure[i] else '?'}" for i in strongest]
         support = [str(value) for value in self._support(condition, codes)]
+        reach = self._reach(condition)
         row: dict[str, object] = {
             "cells": np.nan if counted is None else int(counted.sum()),
-            "support": ", ".join(f"{n} {value}" if len(codes) > 1 else value for value, n in _counted(support)),
+            "support": ", ".join(f"{n} {value}" if len(codes) > 1 else value for value, n in _counted(support))
+            + ("" if reach == 1.0 else f", reach {reach:.2f}"),
             "effect size": float(np.sqrt((mean**2).mean())),
             "sure genes": int(sure.sum()),
             "strongest genes": ", ".join(genes),

@@ -120,3 +120,9 @@ def test_refuses(trained, tmp_path, simulated, build):
         trained.report_screen(tmp_path / "x.html", "control")
     with pytest.raises(RuntimeError, match="report a screen"):
         build(simulated).report_screen(tmp_path / "x.html")
+
+
+def test_little_reach_of_a_vector_stands_in_the_table(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(trained, "_reach", lambda condition: 0.05 if condition.label == "P2" else 1.0)
+    text = trained.report_screen(tmp_path / "x.html", ["P1", "P2"], "type1", show_progress=False).read_text()
+    assert text.count(", reach 0.05") == 1
